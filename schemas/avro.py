@@ -1,0 +1,141 @@
+"""Avro for the records of `schemas.records`: schemas derived from the dataclasses, single-object encoding.
+
+A message is `C3 01`, the 8-byte CRC-64-AVRO fingerprint of the writer's schema (little endian), then the Avro body
+(Avro specification 1.11, "Single-object encoding"). A reader resolves an older writer's schema by its fingerprint
+among `known` ones, so old records stay readable after a field was added.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import types
+import typing
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, TypeVar, get_args, get_origin
+
+import fastavro
+from fastavro.schema import fingerprint, parse_schema, to_parsing_canonical_form
+
+from schemas.errors import WireError
+
+_MAGIC = b"\xc3\x01"
+_PRIMITIVES: dict[type, str] = {str: "string", int: "long", float: "double", bool: "boolean", bytes: "bytes"}
+
+T = TypeVar("T")
+
+
+def schema_of(record: type) -> dict[str, Any]:
+    """The Avro schema of a dataclass, as plain data (not yet parsed)."""
+    return _record_schema(record, seen=set())
+
+
+def _record_schema(record: type, *, seen: set[str]) -> dict[str, Any]:
+    seen.add(record.__name__)
+    hints = typing.get_type_hints(record)
+    return {
+        "type": "record",
+        "name": record.__name__,
+        "namespace": "penstock",
+        "fields": [_field_schema(f, hints[f.name], seen) for f in dataclasses.fields(record)],
+    }
+
+
+def _field_schema(field: dataclasses.Field[Any], hint: Any, seen: set[str]) -> dict[str, Any]:
+    schema: dict[str, Any] = {"name": field.name, "type": _type_schema(hint, seen)}
+    if field.default is not dataclasses.MISSING:
+        schema["default"] = list(field.default) if isinstance(field.default, tuple) else field.default
+    elif field.default_factory is not dataclasses.MISSING:
+        schema["default"] = field.default_factory()
+    return schema
+
+
+def _type_schema(hint: Any, seen: set[str]) -> Any:
+    if hint in _PRIMITIVES:
+        return _PRIMITIVES[hint]
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return f"penstock.{hint.__name__}" if hint.__name__ in seen else _record_schema(hint, seen=seen)
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (types.UnionType, typing.Union) and type(None) in args and len(args) == 2:
+        return ["null", _type_schema(next(a for a in args if a is not type(None)), seen)]
+    if origin is tuple and len(args) == 2 and args[1] is Ellipsis:
+        return {"type": "array", "items": _type_schema(args[0], seen)}
+    if origin is dict and args[0] is str:
+        return {"type": "map", "values": _type_schema(args[1], seen)}
+    raise TypeError(f"no Avro type for {hint!r}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Shape:
+    parsed: Any
+    header: bytes
+
+
+@cache
+def _shape(record: type) -> _Shape:
+    schema = schema_of(record)
+    digest = fingerprint(to_parsing_canonical_form(parse_schema(schema)), "CRC-64-AVRO")
+    return _Shape(parse_schema(schema), _MAGIC + bytes.fromhex(digest))
+
+
+def encode(record: Any) -> bytes:
+    """One dataclass of `schemas.records` as a single-object Avro message."""
+    shape = _shape(type(record))
+    out = io.BytesIO()
+    out.write(shape.header)
+    fastavro.schemaless_writer(out, shape.parsed, _plain(record))
+    return out.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def decode(record: type[T], message: bytes, *, known: Mapping[bytes, Any] | None = None) -> T:
+    """Inverse of `encode`.
+
+    Args:
+        record: the class that the topic carries.
+        message: magic, fingerprint, body.
+        known: parsed schemas of older writers by their 8-byte fingerprint.
+
+    Raises:
+        WireError: not this encoding, an unknown writer, or a damaged body.
+    """
+    shape = _shape(record)
+    header, body = message[:10], io.BytesIO(message[10:])
+    if header == shape.header:
+        writer: Any = shape.parsed
+    elif header[:2] == _MAGIC and known and header[2:] in known:
+        writer = known[header[2:]]
+    else:
+        raise WireError(f"message is no {record.__name__}: unknown schema fingerprint {header[2:].hex()!r}")
+    try:
+        data = fastavro.schemaless_reader(body, writer, shape.parsed)
+    except Exception as exc:  # noqa: BLE001 - fastavro raises many kinds on damaged bytes
+        raise WireError(f"message is a damaged {record.__name__}: {exc}") from exc
+    return _typed(record, data)
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    if value is None or hint in _PRIMITIVES:
+        return value
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        hints = _hints(hint)
+        return hint(**{name: _typed(hints[name], v) for name, v in value.items()})
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return _typed(next(a for a in args if a is not type(None)), value)
+    if origin is tuple:
+        return tuple(_typed(args[0], v) for v in value)
+    return value
+
+
+@cache
+def _hints(record: type) -> dict[str, Any]:
+    return typing.get_type_hints(record)

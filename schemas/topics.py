@@ -1,0 +1,68 @@
+"""Penstock's own topics: the one table from which `infra.kafka.admin` provisions them and docs/topics.md is checked.
+
+Names are `penstock.<domain>.<fact>.v<N>`. Control topics share one partition count, so that the owner of a key's partition
+of one owns it of all (Faust tables need source and changelog partitions equal: GROUND.md B2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from schemas import records
+
+CONTROL_PARTITIONS: Final = 4
+HOUR_MS: Final = 3_600_000
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """One topic as it must be.
+
+    `record` is the class that its values carry; `retention_ms` None with `compacted` means kept for ever by key.
+    """
+
+    name: str
+    record: type
+    partitions: int
+    compacted: bool
+    retention_ms: int | None
+    writer: str
+    purpose: str
+
+    def config(self) -> dict[str, str]:
+        """Topic configuration for CreateTopics."""
+        config = {"cleanup.policy": "compact" if self.compacted else "delete", "compression.type": "producer"}
+        if self.compacted:
+            config |= {"min.cleanable.dirty.ratio": "0.1", "segment.ms": "600000", "delete.retention.ms": str(HOUR_MS)}
+        if self.retention_ms is not None:
+            config["retention.ms"] = str(self.retention_ms)
+        return config
+
+
+COMMANDS: Final = "penstock.control.commands.v1"
+OUTCOMES: Final = "penstock.control.outcomes.v1"
+FUNCTIONS: Final = "penstock.registry.functions.v1"
+TRIGGERS: Final = "penstock.registry.triggers.v1"
+STEPS_CODE: Final = "penstock.steps.code.v1"
+STEP_RESULTS: Final = "penstock.steps.results.v1"
+MEMBERS: Final = "penstock.fabric.members.v1"
+INVOCATIONS: Final = "penstock.telemetry.invocations.v1"
+ACTIVITY: Final = "penstock.telemetry.functions.v1"
+LANES: Final = "penstock.lanes.status.v1"
+LOGS: Final = "penstock.logs.lines.v1"
+
+_C: Final = CONTROL_PARTITIONS
+TOPICS: Final[tuple[TopicSpec, ...]] = (
+    TopicSpec(COMMANDS, records.Command, _C, False, 7 * 24 * HOUR_MS, "gateway", "wishes of API callers"),
+    TopicSpec(OUTCOMES, records.Outcome, 1, False, HOUR_MS, "streams", "how each command ended"),
+    TopicSpec(FUNCTIONS, records.FunctionRecord, _C, True, None, "streams", "state of every function"),
+    TopicSpec(TRIGGERS, records.TriggerRecord, _C, True, None, "streams", "state of every trigger"),
+    TopicSpec(STEPS_CODE, records.StepCommand, _C, False, 24 * HOUR_MS, "streams", "steps for the code module"),
+    TopicSpec(STEP_RESULTS, records.StepResult, _C, False, 24 * HOUR_MS, "modules", "answers of the modules"),
+    TopicSpec(MEMBERS, records.Member, 1, True, None, "every process", "who is alive, and where"),
+    TopicSpec(INVOCATIONS, records.InvocationWindow, _C, False, HOUR_MS, "gateway", "what ran, per function and window"),
+    TopicSpec(ACTIVITY, records.FunctionActivity, _C, True, None, "streams", "activity of every function"),
+    TopicSpec(LANES, records.LaneStatus, 1, True, None, "gateway", "state of each trigger's lanes"),
+    TopicSpec(LOGS, records.LogBlock, _C, False, 24 * HOUR_MS, "agent", "log lines of functions"),
+)
