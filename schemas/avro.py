@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 import fastavro
 from fastavro.schema import fingerprint, parse_schema, to_parsing_canonical_form
@@ -72,8 +72,17 @@ class _Shape:
     header: bytes
 
 
-@cache
+_SHAPES: dict[type, _Shape] = {}
+
+
 def _shape(record: type) -> _Shape:
+    shape = _SHAPES.get(record)
+    if shape is None:
+        shape = _SHAPES[record] = _make_shape(record)
+    return shape
+
+
+def _make_shape(record: type) -> _Shape:
     schema = schema_of(record)
     digest = fingerprint(to_parsing_canonical_form(parse_schema(schema)), "CRC-64-AVRO")
     return _Shape(parse_schema(schema), _MAGIC + bytes.fromhex(digest))
@@ -117,9 +126,9 @@ def decode(record: type[T], message: bytes, *, known: Mapping[bytes, Any] | None
         raise WireError(f"message is no {record.__name__}: unknown schema fingerprint {header[2:].hex()!r}")
     try:
         data = fastavro.schemaless_reader(body, writer, shape.parsed)
-    except Exception as exc:  # noqa: BLE001 - fastavro raises many kinds on damaged bytes
+    except Exception as exc:  # fastavro raises many kinds on damaged bytes
         raise WireError(f"message is a damaged {record.__name__}: {exc}") from exc
-    return _typed(record, data)
+    return cast(T, _typed(record, data))
 
 
 def _typed(hint: Any, value: Any) -> Any:

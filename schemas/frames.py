@@ -125,6 +125,9 @@ class Spec:
     region: str
     environment: dict[str, str]
 
+    def __hash__(self) -> int:
+        return hash((self.function, self.version, self.code_sha256))  # the dict has no hash; equality still sees it
+
     @property
     def key(self) -> str:
         """`appid/namespace/function`, as in Kafka keys."""
@@ -167,7 +170,8 @@ def encode_invoke(call: Invoke) -> bytes:
 def decode_invoke(payload: bytes) -> Invoke:
     """INVOKE from its payload; raises WireError."""
     try:
-        return Invoke(*_INVOKE_BODY.unpack_from(payload), payload[INVOKE_FIXED:])
+        fields: tuple[int, int, int, int, int, bytes] = _INVOKE_BODY.unpack_from(payload)
+        return Invoke(*fields, payload[INVOKE_FIXED:])
     except struct.error as exc:
         raise WireError(f"bad INVOKE frame: {exc}") from exc
 
@@ -188,7 +192,10 @@ def decode_result(payload: bytes) -> Result:
     cut = RESULT_FIXED + tail_len
     if cut > len(payload):
         raise WireError("bad RESULT frame: the log tail is longer than the frame")
-    return Result(*fields, payload[RESULT_FIXED:cut], payload[cut:])
+    corr, status, level, flags, duration_us, wait_us, memory_kib = fields
+    return Result(
+        corr, status, level, flags, duration_us, wait_us, memory_kib, payload[RESULT_FIXED:cut], payload[cut:]
+    )
 
 
 def encode_run(corr: int, request_id: bytes, event: bytes) -> bytes:
@@ -213,7 +220,8 @@ def encode_done(done: Done) -> bytes:
 def decode_done(payload: bytes) -> Done:
     """DONE from its payload; raises WireError (a worker is not trusted)."""
     try:
-        return Done(*_DONE_BODY.unpack_from(payload), payload[DONE_FIXED:])
+        corr, outcome, peak_kib = _DONE_BODY.unpack_from(payload)
+        return Done(corr, outcome, peak_kib, payload[DONE_FIXED:])
     except struct.error as exc:
         raise WireError(f"bad DONE frame: {exc}") from exc
 

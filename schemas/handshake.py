@@ -1,8 +1,8 @@
 """Mutual authentication of two Penstock processes by the fabric's key (challenge and response, HMAC-SHA256).
 
-    accepting side → 32-byte nonce A
-    connecting side → 32-byte nonce B, proof("connect", A, B), identity JSON
-    accepting side → proof("accept", A, B)
+accepting side → 32-byte nonce A
+connecting side → 32-byte nonce B, proof("connect", A, B), identity JSON
+accepting side → proof("accept", A, B)
 """
 
 from __future__ import annotations

@@ -130,7 +130,14 @@ class Command:
     trigger: TriggerRecord | None = None
 
 
-COMMAND_KINDS = ("create-function", "update-function", "delete-function", "create-trigger", "update-trigger", "delete-trigger")
+COMMAND_KINDS = (
+    "create-function",
+    "update-function",
+    "delete-function",
+    "create-trigger",
+    "update-trigger",
+    "delete-trigger",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,9 @@ TOPICS: Final[tuple[TopicSpec, ...]] = (
     TopicSpec(STEPS_CODE, records.StepCommand, _C, False, 24 * HOUR_MS, "streams", "steps for the code module"),
     TopicSpec(STEP_RESULTS, records.StepResult, _C, False, 24 * HOUR_MS, "modules", "answers of the modules"),
     TopicSpec(MEMBERS, records.Member, 1, True, None, "every process", "who is alive, and where"),
-    TopicSpec(INVOCATIONS, records.InvocationWindow, _C, False, HOUR_MS, "gateway", "what ran, per function and window"),
+    TopicSpec(
+        INVOCATIONS, records.InvocationWindow, _C, False, HOUR_MS, "gateway", "what ran, per function and window"
+    ),
     TopicSpec(ACTIVITY, records.FunctionActivity, _C, True, None, "streams", "activity of every function"),
     TopicSpec(LANES, records.LaneStatus, 1, True, None, "gateway", "state of each trigger's lanes"),
     TopicSpec(LOGS, records.LogBlock, _C, False, 24 * HOUR_MS, "agent", "log lines of functions"),

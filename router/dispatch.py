@@ -1,0 +1,129 @@
+"""The data path's one door: count → resolve → place → dispatch, by local views and open connections.
+
+`submit` is written for tens of thousands of calls a second: callbacks, no task or future per call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Callable
+
+from infra.clock import mono_s
+from router.agents import WINDOW, AgentLink, AgentPool, Call, Done, failure
+from router.counts import Counts, FunctionCount
+from router.functions import Resolver
+from router.placement import HostView, place
+from schemas.errors import DeadlineExceeded
+from schemas.frames import Flow, Result, Spec
+from schemas.ids import FunctionKey
+from schemas.runstatus import RunStatus
+
+HOLD_S = 3.0
+"""How long a call waits for an agent when none is connected (an agent's restart takes about a second)."""
+HOLD_LIMIT = 1_000
+WARM_S = 60.0
+
+
+def new_request_id() -> bytes:
+    """16 bytes of a random UUID (version 4)."""
+    raw = bytearray(os.urandom(16))
+    raw[6] = raw[6] & 0x0F | 0x40
+    raw[8] = raw[8] & 0x3F | 0x80
+    return bytes(raw)
+
+
+class Dispatcher:
+    """Sends invocations to agents and brings their results back."""
+
+    def __init__(self, resolver: Resolver, counts: Counts, agents: AgentPool) -> None:
+        self._resolver, self._counts, self._agents = resolver, counts, agents
+        self._held: deque[tuple[float, Call]] = deque()
+        """Calls without a host, each with the monotonic second at which it is given up; oldest first."""
+
+    def submit(
+        self,
+        function: FunctionKey,
+        qualifier: str,
+        event: bytes,
+        *,
+        flow: Flow | None,
+        attempt: int,
+        flags: int,
+        done: Done,
+        request_id: bytes | None = None,
+    ) -> None:
+        """Run one event; `done` is called exactly once, on the loop, possibly before this returns.
+
+        Never raises: a refusal is a Result too (435 no such function, 438 not active, 432 at the limit, 449 no host).
+        """
+        request_id = request_id or new_request_id()
+        spec = self._resolver.resolve(function, qualifier)
+        if isinstance(spec, tuple):
+            done(failure(*spec, request_id))
+            return
+        count = self._counts.enter(function)
+        if count is None:
+            done(failure(RunStatus.CONCURRENCY, "the account's concurrency limit is reached", request_id))
+            return
+        self._send(Call(spec, flow, request_id, event, attempt, flags, self._counted(function, count, done)))
+
+    async def invoke(
+        self, function: FunctionKey, qualifier: str, event: bytes, *, flags: int = 0, timeout_s: float
+    ) -> Result:
+        """`submit` for a caller that awaits; raises DeadlineExceeded after `timeout_s`."""
+        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+
+        def done(result: Result) -> None:
+            if not answer.done():
+                answer.set_result(result)
+
+        self.submit(function, qualifier, event, flow=None, attempt=1, flags=flags, done=done)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await answer
+        except TimeoutError as exc:
+            raise DeadlineExceeded(f"no result within {timeout_s:g} s") from exc
+
+    def agents_changed(self) -> None:
+        """An agent came or went: send what was held."""
+        while self._held and (link := self._choose(self._held[0][1].spec)) is not None:
+            link.invoke(self._held.popleft()[1])
+
+    def tick(self) -> None:
+        """Called a few times a second: send held calls when there is room again, answer those that waited too long."""
+        self.agents_changed()
+        now = mono_s()
+        while self._held and self._held[0][0] <= now:
+            _, call = self._held.popleft()
+            call.done(failure(RunStatus.NO_RESOURCES, "no host agent is connected", call.request_id))
+
+    def _counted(self, function: FunctionKey, count: FunctionCount, done: Done) -> Callable[[Result], None]:
+        def finish(result: Result) -> None:
+            self._counts.leave(function, count, result)
+            done(result)
+
+        return finish
+
+    def _send(self, call: Call) -> None:
+        link = self._choose(call.spec)
+        if link is not None:
+            link.invoke(call)
+        elif len(self._held) < HOLD_LIMIT:
+            self._held.append((mono_s() + HOLD_S, call))
+        else:
+            call.done(failure(RunStatus.NO_RESOURCES, "no host agent has room", call.request_id))
+
+    def _choose(self, spec: Spec) -> AgentLink | None:
+        links = self._agents.links
+        if len(links) == 1 and len(links[0].pending) < WINDOW:
+            return links[0]
+        now = mono_s()
+        index = place(
+            [
+                HostView(i, len(link.pending), WINDOW, now - link.last_used.get(spec, -WARM_S) < WARM_S)
+                for i, link in enumerate(links)
+            ]
+        )
+        return None if index is None else links[index]
