@@ -25,7 +25,7 @@ def instances(record: type) -> st.SearchStrategy[Any]:
             return with_int64[hint]
         if hasattr(hint, "__dataclass_fields__"):
             return st.builds(hint, **{name: of(h) for name, h in avro._hints(hint).items()})
-        args = getattr(hint, "__args__", ())
+        args: tuple[Any, ...] = getattr(hint, "__args__", ())
         if type(None) in args:
             return st.none() | of(args[0])
         if getattr(hint, "__origin__", None) is tuple:
@@ -40,7 +40,7 @@ def instances(record: type) -> st.SearchStrategy[Any]:
 @pytest.mark.parametrize("record", RECORDS, ids=lambda r: r.__name__)
 @given(data=st.data())
 def test_a_record_decodes_to_what_was_encoded(record: type, data: st.DataObject) -> None:
-    value = data.draw(instances(record))
+    value: Any = data.draw(instances(record))
     assert avro.decode(record, avro.encode(value)) == value
 
 
@@ -55,7 +55,7 @@ def test_bytes_that_are_no_record_raise_a_wire_error(garbage: bytes) -> None:
 def test_a_damaged_body_raises_a_wire_error_or_decodes_to_the_class(body: bytes) -> None:
     for record in RECORDS:
         try:
-            value = avro.decode(record, avro._shape(record).header + body)
+            value: object = avro.decode(record, avro._shape(record).header + body)
         except WireError:
             continue
         assert isinstance(value, record)
