@@ -86,7 +86,9 @@ def _consumer(bootstrap: str, topic: str, partitions: int, offset: int) -> Consu
     return consumer
 
 
-def records_per_s(bootstrap: str, topic: str, partitions: int, count: int, call: Callable[[bytes], None]) -> dict[str, float]:
+def records_per_s(
+    bootstrap: str, topic: str, partitions: int, count: int, call: Callable[[bytes], None]
+) -> dict[str, float]:
     """Read `count` preloaded records and call for each. The first tenth is not timed. Rate and CPU of this process."""
     consumer = _consumer(bootstrap, topic, partitions, 0)
     done, skip, began, cpu = 0, count // 10, 0.0, 0.0
