@@ -7,11 +7,13 @@ The contracts themselves stand in pyproject.toml.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from importlinter import Contract, ContractCheck, fields, output
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from grimp import ImportGraph
 
 
@@ -31,23 +33,30 @@ class OnlyImports(Contract):
     without = fields.SetField(subfield=fields.StringField(), required=False, default=set())
 
     def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:
-        own = {m for m in graph.modules if not graph.is_module_squashed(m)}
-        allowed = set(sys.stdlib_module_names) | set(self.allowed)
+        names, allowed, without = (cast("set[str]", field) for field in (self.modules, self.allowed, self.without))
         problems: list[str] = []
-        for name in sorted(self.modules):
-            if name not in own:
+        for name in sorted(names):
+            if name not in graph.modules or graph.is_module_squashed(name):
                 problems.append(f"{name} does not exist; take it out of pyproject.toml, or mend its name")
                 continue
             for module in sorted({name} | graph.find_descendants(name)):
-                for upstream in sorted(graph.find_upstream_modules(module) - own):
-                    if upstream not in allowed:
-                        chain = graph.find_shortest_chain(importer=module, imported=upstream) or (module, upstream)
-                        problems.append(" -> ".join(chain))
-                for imported in sorted(graph.find_modules_directly_imported_by(module)):
-                    if any(imported == w or imported.startswith(f"{w}.") for w in self.without):
-                        problems.append(f"{module} -> {imported}")
+                problems += _foreign(graph, module, allowed | sys.stdlib_module_names)
+                problems += _excluded(graph, module, without)
         return ContractCheck(kept=not problems, metadata={"problems": problems})
 
     def render_broken_contract(self, check: ContractCheck) -> None:
-        for problem in check.metadata["problems"]:
+        problems: Any = check.metadata["problems"]
+        for problem in problems:
             output.print_error(problem)
+
+
+def _foreign(graph: ImportGraph, module: str, allowed: set[str]) -> Iterator[str]:
+    for upstream in sorted(graph.find_upstream_modules(module)):
+        if graph.is_module_squashed(upstream) and upstream not in allowed:
+            yield " -> ".join(graph.find_shortest_chain(importer=module, imported=upstream) or (module, upstream))
+
+
+def _excluded(graph: ImportGraph, module: str, without: set[str]) -> Iterator[str]:
+    for imported in sorted(graph.find_modules_directly_imported_by(module)):
+        if any(imported == name or imported.startswith(f"{name}.") for name in without):
+            yield f"{module} -> {imported}"
