@@ -46,9 +46,12 @@ def load(fabric: Fabric, folder: Path, name: str) -> None:
 
 def assert_in_flight(fabric: Fabric, name: str) -> None:
     """The kill must hit work: records are running and most of the load is still to come."""
-    parts = until(
-        lambda: sum(p["in_flight"] for p in (ps := fabric.partitions(name))) and ps, within_s=10, what="work in flight"
-    )
+
+    def working() -> list[dict[str, Any]]:
+        parts = fabric.partitions(name)
+        return parts if any(p["in_flight"] for p in parts) else []
+
+    parts = until(working, within_s=10, what="work in flight")
     assert sum(p["lag"] for p in parts) > KEYS, "the load was nearly over"
 
 
