@@ -15,6 +15,7 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 setup: $(VENV_READY) $(BROKER_READY) ## .venv, Java (if there is none), Kafka and its start-up archive; nothing to do costs nothing
+	@:
 
 # Both stamps hold the folder they were made in: neither an environment nor a start-up archive survives being moved.
 ifneq ($(file <$(VENV_READY)),$(CURDIR))
