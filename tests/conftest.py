@@ -15,6 +15,7 @@ import pytest
 from infra.broker import installation
 from infra.broker.install import install
 from infra.broker.kafka import serving_broker
+from infra.objectstore.rclone import RunningStore, serving_store
 from schemas.errors import SetupError
 
 _REQUIRED = {"kafka", "store", "jail", "chaos"}
@@ -55,3 +56,10 @@ def bootstrap(
     folder = tmp_path_factory.mktemp("broker")
     with serving_broker(folder, installation=broker_installation) as running:
         yield running.bootstrap_servers
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStore]:
+    """A real object store that lives as long as the session; use buckets of your own, and leave it running."""
+    with serving_store(tmp_path_factory.mktemp("store")) as running:
+        yield running
