@@ -2,7 +2,7 @@
 
     credentials.json    {"secret_id", "secret_key", "region", "appid", "uin"}: the key pair of the fabric's tenant for the cloud API
     fabric.key          32 random bytes: what gateways and agents prove to one another
-    store.json          {"access_key", "secret_key"}: keys of the embedded object store
+    store/keys.json     {"access_key", "secret_key"}: keys of the embedded object store (infra.objectstore.rclone makes them)
 
 Made once, on the first start; a process gets them by reading the file, never by its command line or environment.
 Standard library only: the command line imports this.
@@ -22,7 +22,7 @@ from schemas.errors import ConfigError
 
 CREDENTIALS_FILE: Final = "credentials.json"
 KEY_FILE: Final = "fabric.key"
-STORE_FILE: Final = "store.json"
+STORE_KEYS_FILE: Final = "store/keys.json"
 KEY_BYTES: Final = 32
 _ALPHABET: Final = string.ascii_letters + string.digits
 
@@ -81,13 +81,9 @@ def fabric_key(data_dir: Path, *, make: bool = False) -> bytes:
     return key
 
 
-def store_keys(data_dir: Path, *, make: bool = False) -> StoreKeys:
-    """The embedded object store's keys; with `make`, made when there are none. Raises ConfigError."""
-    path = data_dir / STORE_FILE
-    if make and not path.exists():
-        fresh = StoreKeys(access_key=_random(20), secret_key=_random(40))
-        write_private(path, json.dumps(asdict(fresh), indent=1).encode() + b"\n")
-    return StoreKeys(**_read(path, StoreKeys.__slots__))
+def store_keys(data_dir: Path) -> StoreKeys:
+    """The embedded object store's keys. Raises ConfigError."""
+    return StoreKeys(**_read(data_dir / STORE_KEYS_FILE, StoreKeys.__slots__))
 
 
 def write_private(path: Path, content: bytes) -> None:

@@ -185,7 +185,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not UTF-8 text: save it as such") from exc
     except tomllib.TOMLDecodeError as exc:
         at = re.search(r"line (\d+)", str(exc))
-        line = at.group(1) if at else str(path.read_text(encoding="utf-8").count("\n") + 1)
+        line = at.group(1) if at else str(path.read_text(encoding="utf-8").rstrip().count("\n") + 1)
         raise ConfigError(
             f"{path}, line {line}: no valid TOML: {exc}. Correct the line, or move the file away"
         ) from exc
@@ -262,7 +262,7 @@ class StoreAddress:
 
 
 def store_address(settings: FabricSettings) -> StoreAddress:
-    """The given object store, else the embedded one, whose port `penstock up` chose and whose keys stand in store.json.
+    """The given object store, else the embedded one, whose port `penstock up` chose and whose keys stand in the data folder.
 
     Raises:
         ConfigError: no endpoint is given and no port is chosen, or the keys are missing.
