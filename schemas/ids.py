@@ -95,6 +95,10 @@ def dead_letter_topic(key: TriggerKey) -> str:
     return f"penstock.dead.{key.function.namespace}.{key.function.name}.{key.name}"
 
 
-def consumer_group(key: TriggerKey) -> str:
-    """Consumer group of a Kafka trigger; unique over tenants, unlike the function's name."""
-    return f"penstock.{key.function.appid}.{key.function.namespace}.{key.function.name}.{key.name}"
+def consumer_group(key: TriggerKey, generation: str) -> str:
+    """Consumer group of one Kafka trigger; read it from its `KafkaSource.group_id`.
+
+    `generation` differs each time a trigger of this name is made: a new one can pin its offsets while members of its predecessor's
+    group still hang on (static members stay until their session ends), and clearing that group away never hits the new one.
+    """
+    return f"penstock.{key.function.appid}.{key.function.namespace}.{key.function.name}.{key.name}.{generation}"

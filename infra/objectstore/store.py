@@ -25,7 +25,7 @@ import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from schemas.errors import ConfigError, ObjectNotFound, PackageCorrupt, PenstockError, StoreUnavailable
+from schemas.errors import BadPackage, ConfigError, ObjectNotFound, PackageCorrupt, PenstockError, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,16 +100,24 @@ class ObjectStore:
 
         await self._run(f"{bucket}/{key}", call)
 
-    async def get(self, bucket: str, key: str, expect_sha256: str | None = None) -> bytes:
+    async def get(
+        self, bucket: str, key: str, expect_sha256: str | None = None, *, limit_bytes: int | None = None
+    ) -> bytes:
         """The bytes of an object; with `expect_sha256` (hexadecimal) their hash is checked.
 
         Raises:
             ObjectNotFound: there is no such object.
             PackageCorrupt: the bytes have another hash.
+            BadPackage: the object is larger than `limit_bytes`; it is not read.
         """
 
         def call() -> bytes:
-            with self._client.get_object(Bucket=bucket, Key=key)["Body"] as body:
+            answer = self._client.get_object(Bucket=bucket, Key=key)
+            with answer["Body"] as body:
+                if limit_bytes is not None and answer["ContentLength"] > limit_bytes:
+                    raise BadPackage(
+                        f"{bucket}/{key} has {answer['ContentLength']:,} bytes; the limit is {limit_bytes:,}"
+                    )
                 data: bytes = body.read()
             if expect_sha256 is not None:
                 _check(data, expect_sha256, f"{bucket}/{key}")
