@@ -93,9 +93,12 @@ class Installation:
 
     @property
     def jvm_flags(self) -> tuple[str, ...]:
-        # From 24 on the JVM warns about what Kafka's libraries do on purpose.
-        quiet = ("--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow")
-        return (*_JVM_FLAGS, *(quiet if self.java.major >= 24 else ()))
+        flags = list(_JVM_FLAGS)
+        if self.java.major >= 24:  # it warns about what Kafka's libraries do on purpose
+            flags += ["--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow"]
+        if self.java.major >= 25:  # and about stubs in its own cache that it does not take
+            flags += ["-Xlog:aot*=error"]
+        return tuple(flags)
 
     def command(self, *arguments: str, flags: tuple[str, ...] = ()) -> list[str]:
         """A command line that runs one of Kafka's main classes: `flags` for the JVM, then class and arguments."""

@@ -59,13 +59,17 @@ _SERVER: dict[str, str] = {
     "broker.heartbeat.interval.ms": "250",
 }
 
-# Warnings and errors go to stdout, where the supervisor picks them up.
+# Warnings and errors go to stdout, where the supervisor picks them up; but for one that comes at every start.
 LOG4J2 = """\
 status = error
 name = penstock
 appender.console.type = Console
 appender.console.name = console
 appender.console.target = SYSTEM_OUT
+appender.console.filter.usual.type = RegexFilter
+appender.console.filter.usual.regex = .*Performing controller activation.*
+appender.console.filter.usual.onMatch = DENY
+appender.console.filter.usual.onMismatch = NEUTRAL
 appender.console.layout.type = PatternLayout
 appender.console.layout.pattern = %d{ISO8601} %p %c{1}: %m%n
 rootLogger.level = warn
