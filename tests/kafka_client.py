@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -35,11 +34,18 @@ def publish(
     bootstrap: str, topic: str, values: Iterable[bytes], *, key: bytes | None = None, partition: int | None = None
 ) -> None:
     """Produce, and wait until every record is acknowledged."""
-    failures: list[Any] = []
+    failures: list[object] = []
+
+    def delivered(error: KafkaError | None, _: Message) -> None:
+        if error is not None:
+            failures.append(error)
+
     producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 0, "acks": "all"})
+    anywhere = -1  # librdkafka's word for: by the key
     for value in values:
-        where = {} if partition is None else {"partition": partition}
-        producer.produce(topic, value, key=key, on_delivery=lambda error, _: error and failures.append(error), **where)
+        producer.produce(
+            topic, value, key=key, partition=anywhere if partition is None else partition, on_delivery=delivered
+        )
     assert producer.flush(_TIMEOUT_S) == 0, "records were not acknowledged in time"
     assert not failures, failures
 

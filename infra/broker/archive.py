@@ -41,6 +41,7 @@ def make_checkpoint(installation: Installation) -> None:
         if run.returncode != 0 or len(made) != 1:
             said = (run.stdout + run.stderr).decode(errors="replace").strip()[-500:]
             raise SetupError(f"Kafka's StorageTool made no checkpoint (status {run.returncode}): {said}")
+        made[0].chmod(0o644)  # the tool makes it for its own user only; others of this machine start brokers too
         os.replace(made[0], installation.checkpoint)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -39,9 +40,12 @@ def install(build: Path) -> Installation:
         java = _provide_java()
         folder = installation.kafka_folder(build)
         folder.mkdir(exist_ok=True)
+        for leftover in folder.glob("*-*"):  # of a run that was killed: incoming-, format-, train-
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
         _provide_jars(folder)
         ready = installation.Installation(folder, java, installation.jar_paths(folder))
-        if not ready.checkpoint.exists() or ready.checkpoint.stat().st_size == 0:
+        if not ready.checkpoint.exists():
             with _step("Kafka's formatting checkpoint"):
                 archive.make_checkpoint(ready)
         if not archive.is_usable(ready):
