@@ -1,0 +1,391 @@
+"""The thread that owns one Consumer of a trigger (DESIGN.md section 8: Threads, Ownership, Rebalance, Memory).
+
+Every call on the Consumer is made by this thread. The loop sends it commands by a queue that is emptied between polls; it sends
+the loop batches of records and the events of `ConsumerEvents`, in order. Each (partition, assignment) gets an epoch, and a commit is
+built only from marks of the current one; a committed offset never goes down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from infra.clock import unix_ms
+from infra.kafka.clients import PARTITION_EOF, Cluster, reason
+from schemas.errors import BrokerUnavailable, ConfigError, PenstockError
+
+_LOG = logging.getLogger("infra.kafka.consumer")
+_BATCH = 500
+_IDLE_POLL_S = 0.02
+_HELD_POLL_S = 0.02
+_COMMIT_EVERY_S = 0.05
+_REVOKE_DEADLINE_S = 2.0
+_LONG_HOLD_S = 60.0
+_COMMITTED_TIMEOUT_S = 10.0
+
+
+class Record(NamedTuple):
+    """One record as it was read. `timestamp_ms` is the broker's or producer's, -1 when it has none."""
+
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+    timestamp_ms: int
+
+
+class Assigned(NamedTuple):
+    """A partition that is now ours: its epoch, the offset it starts at, and what was committed with that offset."""
+
+    epoch: int
+    offset: int
+    metadata: str
+
+
+class Mark(NamedTuple):
+    """A position to commit: valid only in its epoch."""
+
+    epoch: int
+    offset: int
+    metadata: str
+
+
+class ConsumerEvents(Protocol):
+    """What the owner of the records is told; all on the event loop, in order."""
+
+    def assigned(self, partitions: dict[int, Assigned]) -> None:
+        """These are ours from now on; their records follow."""
+        ...
+
+    def records(self, batch: list[Record]) -> None:
+        """Some records, each partition's in offset order."""
+        ...
+
+    def revoking(self, partitions: frozenset[int], done: Callable[[], None]) -> None:
+        """These go to another owner: stop them, commit what is finished, then call `done`; after 2 s they go anyway."""
+        ...
+
+    def lost(self, partitions: frozenset[int]) -> None:
+        """These are already gone; nothing of them can be committed."""
+        ...
+
+    def failed(self, error: PenstockError) -> None:
+        """Something is wrong. Retryable: it goes on by itself. Otherwise the consumer has ended."""
+        ...
+
+
+class _Holding:
+    """One partition of the current assignment."""
+
+    __slots__ = ("committed", "epoch")
+
+    def __init__(self, epoch: int, committed: int) -> None:
+        self.epoch, self.committed = epoch, committed
+
+
+class GroupConsumer:
+    """One member of a consumer group, reading one topic.
+
+    Args:
+        cluster: where.
+        topic: what.
+        group_id: the group; its offsets are where records begin (else the partition's start).
+        instance_id: static membership; one live owner per id.
+        events: who is told.
+        loop: where `events` is called.
+        parse_epoch: the epoch that an offset's metadata carries, 0 for none.
+        queued_kib: what librdkafka may prefetch.
+        session_ms: how long a silent member keeps its partitions.
+        protocol: `classic` (cooperative) or `consumer` (KIP-848).
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        topic: str,
+        group_id: str,
+        instance_id: str,
+        events: ConsumerEvents,
+        loop: asyncio.AbstractEventLoop,
+        parse_epoch: Callable[[str], int],
+        queued_kib: int = 2048,
+        session_ms: int = 10_000,
+        protocol: str = "classic",
+    ) -> None:
+        self._config = cluster.config(
+            group_id=group_id,
+            group_instance_id=instance_id,
+            client_id=instance_id,
+            enable_auto_commit=False,
+            enable_auto_offset_store=False,
+            auto_offset_reset="earliest",
+            fetch_wait_max_ms=100,
+            fetch_error_backoff_ms=50,
+            fetch_queue_backoff_ms=5,
+            queued_min_messages=10_000,
+            queued_max_messages_kbytes=queued_kib,
+            fetch_message_max_bytes=max(1_048_576, queued_kib * 1024 // 2),
+            max_poll_interval_ms=300_000,
+            topic_metadata_refresh_interval_ms=10_000,
+            isolation_level="read_committed",
+            on_commit=self._on_commit,
+        )
+        if protocol == "classic":
+            self._config |= {
+                "partition.assignment.strategy": "cooperative-sticky",
+                "session.timeout.ms": session_ms,
+                "heartbeat.interval.ms": 1000,
+            }
+        else:
+            self._config["group.protocol"] = "consumer"
+        self._topic, self._events, self._loop, self._parse_epoch = topic, events, loop, parse_epoch
+        self._commands: queue.SimpleQueue[Callable[[Consumer], None]] = queue.SimpleQueue()
+        self._holdings: dict[int, _Holding] = {}
+        self._marks: dict[int, Mark] = {}
+        self._sent: dict[int, Mark] = {}
+        self._held_since: float | None = None
+        self._paused_by_hold = False
+        self._user_paused: set[int] = set()
+        self._stopping = threading.Event()
+        self._next_commit = 0.0
+        self._commit_out = False
+        self._finished = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name=f"kafka-{group_id}", daemon=True)
+        self.stale_marks = 0
+        """Marks dropped because their epoch was over."""
+
+    # from the loop
+
+    def start(self) -> None:
+        """Join the group."""
+        self._thread.start()
+
+    def commit(self, marks: Mapping[int, Mark]) -> None:
+        """Commit these positions soon (at most each 50 ms); a newer mark of a partition replaces an older one."""
+        self._commands.put(lambda _consumer: self._merge(marks))
+
+    def hold(self) -> None:
+        """Hand over no more records until `release`; membership stays."""
+        self._commands.put(lambda _consumer: self._set_hold(True))
+
+    def release(self) -> None:
+        """Hand over records again."""
+        self._commands.put(lambda _consumer: self._set_hold(False))
+
+    def pause(self, partitions: frozenset[int]) -> None:
+        """Stop fetching these partitions, throwing away what was prefetched: for long stops."""
+        self._commands.put(lambda consumer: self._pause(consumer, partitions))
+
+    def resume(self, partitions: frozenset[int]) -> None:
+        """Fetch paused partitions again."""
+        self._commands.put(lambda consumer: self._resume(consumer, partitions))
+
+    async def close(self, timeout_s: float = 5.0) -> None:
+        """Commit what is marked and end, without leaving the group (a static member's partitions wait for its return)."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, timeout_s)
+
+    # in the thread
+
+    def _run(self) -> None:
+        try:
+            consumer = Consumer(self._config)
+        except KafkaException as exc:
+            self._post(self._events.failed, ConfigError(f"Kafka consumer: {reason(exc)}"))
+            return
+        try:
+            consumer.subscribe(
+                [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+            )
+            while not self._stopping.is_set():
+                self._step(consumer)
+        except KafkaException as exc:
+            self._post(self._events.failed, _fatal(exc))
+        finally:
+            self._drain_commands(consumer)
+            self._commit_now(consumer)
+            self._holdings.clear()
+            consumer.close()
+
+    def _step(self, consumer: Consumer) -> None:
+        self._drain_commands(consumer)
+        self._commit_if_due(consumer)
+        if self._held_since is not None:
+            self._poll_held(consumer)
+            return
+        message = consumer.poll(_IDLE_POLL_S)
+        if message is None:
+            return
+        batch = [message, *consumer.consume(_BATCH - 1, 0)]
+        records = [r for m in batch if (r := self._record(m)) is not None]
+        if records:
+            self._post(self._events.records, records)
+
+    def _poll_held(self, consumer: Consumer) -> None:
+        """Waiting for the loop: librdkafka goes on heartbeating; only a long hold needs polls, and those need a pause."""
+        if not self._paused_by_hold and time.monotonic() - (self._held_since or 0) > _LONG_HOLD_S:
+            consumer.pause(self._assignment())
+            self._paused_by_hold = True
+        if not self._paused_by_hold and not self._commit_out:
+            with contextlib.suppress(queue.Empty):
+                self._commands.get(timeout=_HELD_POLL_S)(consumer)
+            return
+        message = consumer.poll(_HELD_POLL_S)
+        if message is not None and (record := self._record(message)) is not None:
+            self._post(self._events.records, [record])  # was under way when the pause came
+
+    def _record(self, message: Any) -> Record | None:
+        error = message.error()
+        if error is not None:
+            if error.fatal():
+                raise KafkaException(error)
+            if error.code() != PARTITION_EOF:
+                self._post(self._events.failed, BrokerUnavailable(f"Kafka: {error.str()}"))
+            return None
+        headers = message.headers()
+        return Record(
+            message.partition(),
+            message.offset(),
+            message.key(),
+            message.value(),
+            tuple(headers) if headers else (),
+            message.timestamp()[1],
+        )
+
+    def _drain_commands(self, consumer: Consumer) -> None:
+        while True:
+            try:
+                command = self._commands.get_nowait()
+            except queue.Empty:
+                return
+            command(consumer)
+
+    def _merge(self, marks: Mapping[int, Mark]) -> None:
+        for partition, mark in marks.items():
+            holding = self._holdings.get(partition)
+            if holding is None or holding.epoch != mark.epoch:
+                self.stale_marks += 1
+            elif mark.offset >= holding.committed:
+                self._marks[partition] = mark
+
+    def _commit_if_due(self, consumer: Consumer) -> None:
+        if self._marks and not self._commit_out and time.monotonic() >= self._next_commit:
+            self._next_commit = time.monotonic() + _COMMIT_EVERY_S
+            self._commit_out = True
+            consumer.commit(offsets=self._take_marks(), asynchronous=True)
+
+    def _on_commit(self, error: KafkaError | None, _partitions: list[TopicPartition]) -> None:
+        """Result of an asynchronous commit, called by a later poll: what failed is sent again unless a newer mark is there."""
+        self._commit_out = False
+        sent, self._sent = self._sent, {}
+        if error is not None:
+            self._post(self._events.failed, BrokerUnavailable(f"commit: {error.str()}"))
+            for partition, mark in sent.items():
+                holding = self._holdings.get(partition)
+                if holding is not None and holding.epoch == mark.epoch:
+                    self._marks.setdefault(partition, mark)
+
+    def _take_marks(self) -> list[TopicPartition]:
+        marks, self._marks = self._marks, {}
+        self._sent = marks
+        for partition, mark in marks.items():
+            self._holdings[partition].committed = mark.offset
+        return [TopicPartition(self._topic, p, m.offset, m.metadata) for p, m in marks.items()]
+
+    def _commit_now(self, consumer: Consumer) -> None:
+        if not self._marks:
+            return
+        try:
+            consumer.commit(offsets=self._take_marks(), asynchronous=False)
+        except KafkaException as exc:
+            _LOG.warning("last commit of %s failed: %s", self._topic, reason(exc))
+
+    def _set_hold(self, on: bool) -> None:
+        self._held_since = time.monotonic() if on else None
+        if not on and self._paused_by_hold:
+            self._paused_by_hold = False
+            self._commands.put(lambda consumer: consumer.resume(self._assignment(without=self._user_paused)))
+
+    def _assignment(self, without: set[int] | None = None) -> list[TopicPartition]:
+        return [TopicPartition(self._topic, p) for p in self._holdings if p not in (without or ())]
+
+    def _pause(self, consumer: Consumer, partitions: frozenset[int]) -> None:
+        self._user_paused |= partitions
+        consumer.pause([TopicPartition(self._topic, p) for p in partitions if p in self._holdings])
+
+    def _resume(self, consumer: Consumer, partitions: frozenset[int]) -> None:
+        self._user_paused -= partitions
+        consumer.resume([TopicPartition(self._topic, p) for p in partitions if p in self._holdings])
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        found = self._read_committed(consumer, [TopicPartition(self._topic, tp.partition) for tp in partitions])
+        told: dict[int, Assigned] = {}
+        for tp in found:
+            metadata = tp.metadata or ""
+            epoch = max(unix_ms(), self._parse_epoch(metadata) + 1)
+            start = tp.offset
+            if start < 0:
+                start = consumer.get_watermark_offsets(
+                    TopicPartition(self._topic, tp.partition), timeout=_COMMITTED_TIMEOUT_S
+                )[0]
+            self._holdings[tp.partition] = _Holding(epoch, start)
+            told[tp.partition] = Assigned(epoch, start, metadata if tp.offset >= 0 else "")
+        consumer.incremental_assign([TopicPartition(self._topic, p, a.offset) for p, a in told.items()])
+        if told:
+            self._post(self._events.assigned, told)
+
+    def _read_committed(self, consumer: Consumer, wanted: list[TopicPartition]) -> list[TopicPartition]:
+        """Committed offsets; asked again while a transaction hides them or the broker is away. Never guessed."""
+        while wanted and not self._stopping.is_set():
+            try:
+                return list(consumer.committed(wanted, timeout=_COMMITTED_TIMEOUT_S))
+            except KafkaException as exc:
+                self._post(self._events.failed, BrokerUnavailable(f"committed offsets: {reason(exc)}"))
+                time.sleep(0.2)
+        return []
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        going = frozenset(tp.partition for tp in partitions)
+        done = threading.Event()
+        if not self._stopping.is_set():
+            self._post(self._events.revoking, going, done.set)
+            deadline = time.monotonic() + _REVOKE_DEADLINE_S
+            while not done.wait(0.005) and time.monotonic() < deadline:
+                self._drain_commands(consumer)
+        self._drain_commands(consumer)
+        self._commit_now(consumer)
+        self._forget(going)
+        consumer.incremental_unassign(partitions)
+
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        going = frozenset(tp.partition for tp in partitions)
+        self._forget(going)
+        self._post(self._events.lost, going)
+
+    def _forget(self, partitions: frozenset[int]) -> None:
+        for partition in partitions:
+            self._holdings.pop(partition, None)
+            self._marks.pop(partition, None)
+            self._user_paused.discard(partition)
+
+    def _post(self, callback: Callable[..., None], *args: Any) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(callback, *args)
+
+
+def _fatal(exc: KafkaException) -> PenstockError:
+    error = exc.args[0]
+    if isinstance(error, KafkaError) and error.code() == KafkaError.FENCED_INSTANCE_ID:
+        return ConfigError("two gateways run with one slot: another member with this instance id has joined the group")
+    return ConfigError(f"Kafka consumer ended: {reason(exc)}")
