@@ -213,6 +213,8 @@ def test_a_damaged_file_is_found_while_it_is_read() -> None:
         (zipped(), "no file"),
         (zipped(("only/", b"")), "no file"),
     ],
+    # Not the bytes: zips hold the time, and pytest-xdist wants the same names in every process.
+    ids=["nothing", "python", "gzip", "cut by one", "cut short", "trailing", "no entry", "only a folder"],
 )
 def test_what_is_no_whole_zip_or_is_empty_is_refused(data: bytes, words: str) -> None:
     with pytest.raises(BadPackage, match=words):
