@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _METADATA_LOG = "__cluster_metadata-0"
 _CHECKPOINT = "00000000000000000000-0000000000.checkpoint"
 _READY_TIMEOUT_S = 60.0
+_PROBE_TIMEOUT_S = 2.0
 _STOP_TIMEOUT_S = 10.0
 
 
@@ -93,6 +94,20 @@ class Broker:
 
         if probe.cluster_id(self.bootstrap_servers, timeout_s=timeout_s) != self.cluster_id:
             raise PortTaken(self.port, wanted_for="the embedded broker; another Kafka answers there")
+
+    async def is_ready(self) -> bool:
+        """`probe` for a supervisor that asks again and again: False while nothing answers.
+
+        Raises:
+            PortTaken: another cluster answers on our port.
+        """
+        if not accepts(self.port):  # at once, and without a client's threads
+            return False
+        try:
+            await asyncio.to_thread(self.probe, _PROBE_TIMEOUT_S)
+        except BrokerUnavailable:
+            return False
+        return True
 
     def warm_up(self, timeout_s: float = 30.0) -> None:
         """Let one consumer group join and go, so that the first real one does not wait for it (see infra.kafka.probe).
@@ -180,7 +195,7 @@ def _await_ready(running: RunningBroker, *, warm: bool) -> None:
     def is_ready(left_s: float) -> None:
         if not accepts(broker.port):
             raise BrokerUnavailable("not listening yet")
-        broker.probe(min(left_s, 2.0))
+        broker.probe(min(left_s, _PROBE_TIMEOUT_S))
 
     running.process.wait_ready(is_ready, timeout_s=_READY_TIMEOUT_S, failure=BrokerUnavailable)
     if warm:

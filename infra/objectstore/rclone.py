@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 _READY_TIMEOUT_S = 20.0
+_PROBE_TIMEOUT_S = 2.0
 _STOP_TIMEOUT_S = 5.0
 # What rclone leaves behind when it is killed in the middle of a put; hidden from listings, never finished.
 _HALF_PUT = ".rclone_temp_put_*"
@@ -72,7 +73,10 @@ class EmbeddedStore:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Environment variables the command needs besides the caller's own; they hold the secret key."""
+        """Environment variables the command needs besides the caller's own; they hold the secret key.
+
+        Once prepared.
+        """
         # An empty name means no file: the user's rclone settings are not ours.
         return {"RCLONE_CONFIG": "", "RCLONE_AUTH_KEY": f'"{self.access_key},{self.secret_key}"'}
 
@@ -114,6 +118,20 @@ class EmbeddedStore:
             raise PortTaken(
                 self.port, wanted_for="the embedded object store; what answers there does not know our key"
             ) from exc
+
+    async def is_ready(self) -> bool:
+        """`probe` for a supervisor that asks again and again: False while nothing answers.
+
+        Raises:
+            PortTaken: something else answers on our port.
+        """
+        if not accepts(self.port):
+            return False
+        try:
+            await asyncio.to_thread(self.probe, _PROBE_TIMEOUT_S)
+        except StoreUnavailable:
+            return False
+        return True
 
     def _keys(self) -> tuple[str, str]:
         note = self.data_dir / "keys.json"
@@ -171,7 +189,9 @@ def _start(store: EmbeddedStore) -> RunningStore:
 
 def _await_ready(running: RunningStore) -> None:
     running.process.wait_ready(
-        lambda left_s: running.store.probe(min(left_s, 2.0)), timeout_s=_READY_TIMEOUT_S, failure=StoreUnavailable
+        lambda left_s: running.store.probe(min(left_s, _PROBE_TIMEOUT_S)),
+        timeout_s=_READY_TIMEOUT_S,
+        failure=StoreUnavailable,
     )
 
 

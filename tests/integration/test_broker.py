@@ -121,8 +121,9 @@ def test_a_broker_that_can_not_start_says_why(tmp_path: Path, broker_installatio
 
 async def test_an_event_loop_goes_on_while_a_broker_starts(tmp_path: Path, broker_installation: Installation) -> None:
     async with running_broker(tmp_path, installation=broker_installation, warm=False) as running:
-        running.broker.probe(5.0)
+        assert await running.broker.is_ready()
     assert not running.process.is_running
+    assert not await running.broker.is_ready()
 
 
 def test_a_broker_does_not_outlive_a_killed_parent(tmp_path: Path, broker_installation: Installation) -> None:

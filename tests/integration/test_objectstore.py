@@ -127,8 +127,10 @@ async def test_a_wrong_secret_and_an_unknown_key_are_refused(store: RunningStore
 
 async def test_a_store_that_is_down_is_unavailable_within_the_time_limit(tmp_path: Path) -> None:
     async with running_store(tmp_path) as running:
+        assert await running.store.is_ready()
         opened = door_to(running, timeout_s=4.0)
         await opened.ensure_bucket("bucket")
+    assert not await running.store.is_ready()
     started = time.monotonic()
     with pytest.raises(StoreUnavailable):
         await opened.get("bucket", "k")
