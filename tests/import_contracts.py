@@ -23,6 +23,7 @@ class OnlyImports(Contract):
     Options:
         modules: modules or packages, with all they contain. One that does not exist breaks the contract.
         allowed: distributions' top-level names besides the standard library and the project.
+        may_be_absent: a module that is still to be written does not break the contract.
         without: names (standard library or project) that these modules themselves must not import.
     """
 
@@ -31,13 +32,15 @@ class OnlyImports(Contract):
     modules = fields.SetField(subfield=fields.StringField())
     allowed = fields.SetField(subfield=fields.StringField(), required=False, default=set())
     without = fields.SetField(subfield=fields.StringField(), required=False, default=set())
+    may_be_absent = fields.BooleanField(required=False, default=False)
 
     def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:
         names, allowed, without = (cast("set[str]", field) for field in (self.modules, self.allowed, self.without))
         problems: list[str] = []
         for name in sorted(names):
             if name not in graph.modules or graph.is_module_squashed(name):
-                problems.append(f"{name} does not exist; take it out of pyproject.toml, or mend its name")
+                if not self.may_be_absent:
+                    problems.append(f"{name} does not exist; take it out of pyproject.toml, or mend its name")
                 continue
             for module in sorted({name} | graph.find_descendants(name)):
                 problems += _foreign(graph, module, allowed | sys.stdlib_module_names)
