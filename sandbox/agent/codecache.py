@@ -1,0 +1,216 @@
+"""Code packages on this host's disk, unpacked once, by the hash of their zip.
+
+    <folder>/<sha256>/          the unpacked code, read-only, bound into nodes
+    <folder>/<sha256>.json      written last: the entry is whole; size, and the boot it was written in
+
+After a power cut a folder may hold what never reached the disk, so entries of an earlier boot are thrown away at the start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from infra.telemetry import get_logger
+from sandbox.packages import unpack
+from schemas.errors import PackageCorrupt, PlatformError
+from schemas.package import CODE_BUCKET, package_object
+
+log = get_logger("sandbox.codecache")
+
+DEFAULT_BYTES: Final = 2 * 1024 * 1024 * 1024
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_BLOCK: Final = 4096
+
+
+class PackageSource(Protocol):
+    """Where packages come from; infra.objectstore.store.ObjectStore is one."""
+
+    async def get(self, bucket: str, key: str, expect_sha256: str | None = None) -> bytes:
+        """Bytes of an object; raises ObjectNotFound, PackageCorrupt or StoreUnavailable."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    path: Path
+    disk_bytes: int
+    holders: int = 0
+
+
+class CodeLease:
+    """The right to use an unpacked package; it stays on disk until `release`. `fetched` tells that it was not here before."""
+
+    __slots__ = ("_cache", "_sha256", "fetched", "path")
+
+    def __init__(self, cache: CodeCache, sha256: str, path: Path, *, fetched: bool) -> None:
+        self._cache: CodeCache | None = cache
+        self._sha256 = sha256
+        self.path = path
+        self.fetched = fetched
+
+    def release(self) -> None:
+        """Give it back; a second call does nothing."""
+        cache, self._cache = self._cache, None
+        if cache is not None:
+            cache.released(self._sha256)
+
+
+class CodeCache:
+    """Holds unpacked packages up to a number of bytes; the least recently used that nobody holds go first."""
+
+    def __init__(
+        self, folder: Path, source: PackageSource, *, bucket: str = CODE_BUCKET, limit_bytes: int = DEFAULT_BYTES
+    ) -> None:
+        self._folder, self._source, self._bucket, self._limit = folder, source, bucket, limit_bytes
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._fetching: dict[str, asyncio.Task[None]] = {}
+        self._renames = asyncio.Lock()
+        """Held while an entry appears or disappears, so that a fetch never meets the removal of the same entry."""
+        self._boot = ""
+        self._trash = 0
+
+    @property
+    def disk_bytes(self) -> int:
+        """What the entries take on disk."""
+        return sum(e.disk_bytes for e in self._entries.values())
+
+    async def start(self) -> None:
+        """Take over what an earlier agent of this boot left; remove what is not whole."""
+        self._boot = await asyncio.to_thread(_BOOT_ID.read_text)
+        found = await asyncio.to_thread(self._scan)
+        self._entries.update(found)
+        await self._evict()
+
+    async def close(self) -> None:
+        """Stop fetching; the entries stay for the next agent."""
+        tasks = list(self._fetching.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def hold(self, sha256: str) -> CodeLease:
+        """The unpacked package, fetched when it is not here; callers at a time share one fetch.
+
+        Raises:
+            BadPackage: the zip may not be unpacked.
+            PackageCorrupt: the store's bytes do not have this hash.
+            ObjectNotFound, StoreUnavailable: from the store.
+            PlatformError: the disk does not take it.
+        """
+        fetched = False
+        while (entry := self._entries.get(sha256)) is None:  # it can be evicted again before we are back
+            fetched = True
+            await self._fetched(sha256)
+        entry.holders += 1
+        self._entries.move_to_end(sha256)
+        return CodeLease(self, sha256, entry.path, fetched=fetched)
+
+    def released(self, sha256: str) -> None:
+        """Called by a lease."""
+        entry = self._entries.get(sha256)
+        if entry is not None:
+            entry.holders -= 1
+
+    async def _fetched(self, sha256: str) -> None:
+        task = self._fetching.get(sha256)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._fetch(sha256))
+            self._fetching[sha256] = task
+            task.add_done_callback(lambda done: self._fetch_ended(sha256, done))
+        # A caller that is cancelled must not take the fetch away from the others.
+        await asyncio.shield(task)
+
+    async def _fetch(self, sha256: str) -> None:
+        data = await self._download(sha256)
+        try:
+            disk_bytes = await asyncio.to_thread(self._unpack, sha256, data)
+            async with self._renames:
+                entry = await asyncio.to_thread(self._publish, sha256, disk_bytes)
+        except OSError as exc:
+            raise PlatformError(f"the code cache can't hold package {sha256[:12]}: {exc.strerror or exc}") from exc
+        self._entries[sha256] = entry
+        entry.holders += 1  # the newest entry stays, even when it alone is over the limit
+        try:
+            await self._evict()
+        finally:
+            entry.holders -= 1
+
+    def _fetch_ended(self, sha256: str, task: asyncio.Task[None]) -> None:
+        self._fetching.pop(sha256, None)
+        if not task.cancelled():
+            task.exception()  # seen, also when every caller was cancelled
+
+    async def _download(self, sha256: str) -> bytes:
+        key = package_object(sha256)
+        try:
+            return await self._source.get(self._bucket, key, sha256)
+        except PackageCorrupt:  # once more: it may have been damaged on the way
+            return await self._source.get(self._bucket, key, sha256)
+
+    def _unpack(self, sha256: str, data: bytes) -> int:
+        partial = self._folder / f".partial-{sha256}"
+        shutil.rmtree(partial, ignore_errors=True)
+        facts = unpack(data, partial)
+        return facts.unpacked_bytes + _BLOCK * len(facts.entries)
+
+    def _publish(self, sha256: str, disk_bytes: int) -> _Entry:
+        target = self._folder / sha256
+        (self._folder / f".partial-{sha256}").rename(target)
+        marker = self._folder / f".{sha256}.json"
+        marker.write_text(json.dumps({"disk_bytes": disk_bytes, "boot": self._boot}))
+        marker.rename(self._folder / f"{sha256}.json")
+        return _Entry(target, disk_bytes)
+
+    async def _evict(self) -> None:
+        over = self.disk_bytes - self._limit
+        for sha256, entry in list(self._entries.items()):
+            if over <= 0:
+                return
+            async with self._renames:
+                if entry.holders or self._entries.get(sha256) is not entry:
+                    continue
+                del self._entries[sha256]
+                trash = await asyncio.to_thread(self._withdraw, sha256)
+            over -= entry.disk_bytes
+            await asyncio.to_thread(shutil.rmtree, trash, ignore_errors=True)
+
+    def _withdraw(self, sha256: str) -> Path:
+        (self._folder / f"{sha256}.json").unlink(missing_ok=True)
+        self._trash += 1
+        trash = self._folder / f".trash-{os.getpid()}-{self._trash}"
+        with suppress(FileNotFoundError):
+            (self._folder / sha256).rename(trash)
+        return trash
+
+    def _scan(self) -> list[tuple[str, _Entry]]:
+        """Whole entries of this boot, least recently written first; everything else in the folder is removed."""
+        self._folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+        found: list[tuple[float, str, _Entry]] = []
+        for path in list(self._folder.iterdir()):
+            if path.suffix == ".json" and not path.name.startswith("."):
+                entry = self._read(path)
+                if entry is not None:
+                    found.append((path.stat().st_mtime, path.stem, entry))
+        whole = {sha256 for _, sha256, _ in found}
+        for path in list(self._folder.iterdir()):
+            if path.name.removesuffix(".json") not in whole:
+                log.info("removed from the code cache: not whole", entry=path.name)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return [(sha256, entry) for _, sha256, entry in sorted(found, key=lambda f: f[0])]
+
+    def _read(self, marker: Path) -> _Entry | None:
+        try:
+            facts = json.loads(marker.read_text())
+            folder = self._folder / marker.stem
+            if facts["boot"] == self._boot and folder.is_dir():
+                return _Entry(folder, int(facts["disk_bytes"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            log.warning("the code cache has an unreadable entry", entry=marker.name)
+        return None
