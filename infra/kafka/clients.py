@@ -14,7 +14,12 @@ CALL_TIMEOUT_S = 10.0
 # librdkafka's own codes; confluent-kafka publishes them under names with an underscore.
 TIMED_OUT: int = KafkaError._TIMED_OUT  # noqa: SLF001
 PARTITION_EOF: int = KafkaError._PARTITION_EOF  # noqa: SLF001
+FATAL: int = KafkaError._FATAL  # noqa: SLF001
 UNKNOWN_TOPIC: int = KafkaError._UNKNOWN_TOPIC  # noqa: SLF001
+
+
+def _ignore(_error: KafkaError) -> None:
+    return
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,9 @@ class Cluster:
             "reconnect.backoff.max.ms": 500,
             "retry.backoff.ms": 20,
             "retry.backoff.max.ms": 500,
-            "log_level": 3,
+            # librdkafka's complaints about a broker that is away stay off stderr: every call's own result says what matters.
+            "log_level": 0,
+            "error_cb": _ignore,
             **dict(self.options),
         }
         config |= {name.replace("_", "."): value for name, value in settings.items()}

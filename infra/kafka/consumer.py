@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from infra.clock import unix_ms
-from infra.kafka.clients import PARTITION_EOF, Cluster, reason
+from infra.kafka.clients import FATAL, PARTITION_EOF, Cluster, reason
 from schemas.errors import BrokerUnavailable, ConfigError, PenstockError
 
 _LOG = logging.getLogger("infra.kafka.consumer")
@@ -138,8 +138,8 @@ class GroupConsumer:
             max_poll_interval_ms=300_000,
             topic_metadata_refresh_interval_ms=10_000,
             isolation_level="read_committed",
-            on_commit=self._on_commit,
         )
+        self._config["on_commit"] = self._on_commit
         if protocol == "classic":
             self._config |= {
                 "partition.assignment.strategy": "cooperative-sticky",
@@ -248,7 +248,7 @@ class GroupConsumer:
     def _record(self, message: Any) -> Record | None:
         error = message.error()
         if error is not None:
-            if error.fatal():
+            if error.fatal() or error.code() == FATAL:
                 raise KafkaException(error)
             if error.code() != PARTITION_EOF:
                 self._post(self._events.failed, BrokerUnavailable(f"Kafka: {error.str()}"))
@@ -386,6 +386,7 @@ class GroupConsumer:
 
 def _fatal(exc: KafkaException) -> PenstockError:
     error = exc.args[0]
-    if isinstance(error, KafkaError) and error.code() == KafkaError.FENCED_INSTANCE_ID:
+    fenced = isinstance(error, KafkaError) and error.code() == KafkaError.FENCED_INSTANCE_ID
+    if fenced or "Static consumer fenced" in str(exc):  # librdkafka wraps it in its own fatal error
         return ConfigError("two gateways run with one slot: another member with this instance id has joined the group")
     return ConfigError(f"Kafka consumer ended: {reason(exc)}")

@@ -244,7 +244,7 @@ async def test_every_call_on_the_consumer_comes_from_its_thread(
 ) -> None:
     callers: set[str] = set()
 
-    class Watched(door.Consumer):  # type: ignore[misc]
+    class Watched(door.Consumer):  # type: ignore[misc, name-defined]
         def __getattribute__(self, name: str) -> Any:
             callers.add(threading.current_thread().name)
             return super().__getattribute__(name)
