@@ -39,7 +39,7 @@ class OnlyImports(Contract):
         problems: list[str] = []
         for name in sorted(names):
             if name not in graph.modules or graph.is_module_squashed(name):
-                if not self.may_be_absent:
+                if not cast("bool", self.may_be_absent):
                     problems.append(f"{name} does not exist; take it out of pyproject.toml, or mend its name")
                 continue
             for module in sorted({name} | graph.find_descendants(name)):
