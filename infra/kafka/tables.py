@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
 
-from infra.kafka.clients import CALL_TIMEOUT_S, PARTITION_EOF, Cluster, unavailable
+from infra.kafka.clients import CALL_TIMEOUT_S, PARTITION_EOF, Cluster, reason, unavailable
 from schemas import avro
 from schemas.errors import DeadlineExceeded, WireError
 from schemas.topics import TopicSpec
@@ -134,7 +134,7 @@ class TableReader:
             )
         )
         try:
-            self._assign(consumer)
+            self._assign_when_possible(consumer)
             next_look = time.monotonic() + _METADATA_S
             told = self._tell_if_caught_up(False)
             while not self._stopping.is_set():
@@ -150,6 +150,17 @@ class TableReader:
             self._post(self._fail, unavailable("read tables", exc))
         finally:
             consumer.close()
+
+    def _assign_when_possible(self, consumer: Consumer) -> None:
+        """New topics have no leader for a moment, and the broker may be starting: `start` bounds the wait."""
+        while not self._stopping.is_set():
+            try:
+                self._assign(consumer)
+            except KafkaException as exc:
+                _LOG.info("tables wait: %s", reason(exc))
+                self._stopping.wait(0.1)
+            else:
+                return
 
     def _assign(self, consumer: Consumer) -> None:
         parts = []
