@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import NewType
 
 RequestId = NewType("RequestId", str)
@@ -102,3 +103,8 @@ def consumer_group(key: TriggerKey, generation: str) -> str:
     group still hang on (static members stay until their session ends), and clearing that group away never hits the new one.
     """
     return f"penstock.{key.function.appid}.{key.function.namespace}.{key.function.name}.{key.name}.{generation}"
+
+
+def function_id(command_id: str) -> str:
+    """FunctionId of a function, from the command that created it."""
+    return "lam-" + sha256(command_id.encode()).hexdigest()[:8]

@@ -1,0 +1,67 @@
+"""The one table of actions: name → schema of its request and handler. The server, the CLI and every SDK go through it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+
+from ingest.api import activity, function_requests, functions, invoke, logs, sources, triggers
+from ingest.api.fields import NoFields, Schema
+from ingest.api.services import Call, Services
+from schemas.errors import BadRequest
+
+VERSION: Final = "2018-04-16"
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Action(Generic[R]):
+    """One action. `run` parses and handles."""
+
+    schema: Schema[R]
+    handler: Callable[[Services, Call, R], Awaitable[Mapping[str, Any]]]
+
+    async def run(self, services: Services, call: Call, raw: Mapping[str, Any], *, text: bool) -> Mapping[str, Any]:
+        """The answer's fields, without RequestId. `raw` is the JSON object, or the tree of a flattened request (`text`)."""
+        return await self.handler(services, call, self.schema.parse(raw, text=text))
+
+
+def _action(request: type[R], handler: Callable[[Services, Call, R], Awaitable[Mapping[str, Any]]]) -> Action[R]:
+    return Action(Schema(request), handler)
+
+
+ACTIONS: Final[dict[str, Action[Any]]] = {
+    "CreateFunction": _action(function_requests.CreateFunction, functions.create_function),
+    "UpdateFunctionCode": _action(function_requests.UpdateFunctionCode, functions.update_function_code),
+    "UpdateFunctionConfiguration": _action(
+        function_requests.UpdateFunctionConfiguration, functions.update_function_configuration
+    ),
+    "DeleteFunction": _action(function_requests.DeleteFunction, functions.delete_function),
+    "GetFunction": _action(function_requests.GetFunction, functions.get_function),
+    "ListFunctions": _action(function_requests.ListFunctions, functions.list_functions),
+    "Invoke": _action(invoke.Invoke, invoke.invoke),
+    "InvokeFunction": _action(invoke.InvokeFunction, invoke.invoke_function),
+    "CreateTrigger": _action(triggers.CreateTrigger, triggers.create_trigger),
+    "DeleteTrigger": _action(triggers.DeleteTrigger, triggers.delete_trigger),
+    "UpdateTriggerStatus": _action(triggers.UpdateTriggerStatus, triggers.update_trigger_status),
+    "ListTriggers": _action(triggers.ListTriggers, triggers.list_triggers),
+    # Penstock's own; docs/api.md describes them.
+    "GetFunctionLogLines": _action(logs.GetFunctionLogLines, logs.get_function_log_lines),
+    "ListEventSources": _action(sources.ListEventSources, sources.list_event_sources),
+    "GetActivity": _action(NoFields, activity.get_activity),
+}
+
+
+def find(name: str, version: str) -> Action[Any]:
+    """The action; raises BadRequest with MissingParameter, NoSuchVersion or InvalidAction."""
+    if not name:
+        raise BadRequest("MissingParameter", "X-TC-Action is required")
+    if not version:
+        raise BadRequest("MissingParameter", "X-TC-Version is required")
+    if version != VERSION:
+        raise BadRequest("NoSuchVersion", f"this is SCF's API of version {VERSION}")
+    action = ACTIONS.get(name)
+    if action is None:
+        raise BadRequest("InvalidAction", f"there is no action {name[:64]!r} here; there are {', '.join(ACTIONS)}")
+    return action

@@ -1,0 +1,157 @@
+"""Handlers of the actions on functions. They answer at once; streams works the commands off (DESIGN.md section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from ingest.api.describe import function_detail, function_summary, page
+from ingest.api.fields import short
+from ingest.api.function_plans import (
+    PackageFacts,
+    check_create,
+    check_new_name,
+    check_update,
+    matches,
+    plan_create,
+    plan_delete,
+    plan_update_code,
+    plan_update_configuration,
+)
+from ingest.api.function_requests import (
+    CodeFields,
+    CreateFunction,
+    DeleteFunction,
+    GetFunction,
+    ListFunctions,
+    UpdateFunctionCode,
+    UpdateFunctionConfiguration,
+)
+from ingest.api.packages import source_of, take_in
+from ingest.api.params import Filter, only_latest
+from ingest.api.services import Call, Services, new_command_id
+from ingest.api.triggers import forget_groups, send_delete
+from schemas.errors import BadRequest
+from schemas.records import FunctionRecord
+
+Answer = Mapping[str, Any]
+_FILTERS: Final = ("Status", "Runtime", "Type")
+_MAX_FILTERS: Final = 10
+_MAX_FILTER_VALUES: Final = 20
+
+
+async def create_function(services: Services, call: Call, request: CreateFunction) -> Answer:
+    """CreateFunction: answers when the package is in the store and the command in its topic; the function is then Creating."""
+    key = call.function(request.namespace, request.function_name)
+    config = check_create(request)
+    source = source_of(request.code, request.code_source, region=services.region)
+    _check_new(services, call, request)
+    package = await take_in(services.code, source, appid=key.appid)
+    # Again, for a call of the same name may have gone by while the package was stored.
+    _check_new(services, call, request)
+    facts = PackageFacts(package.sha256, len(package.data))
+    plan = plan_create(request, call, key=key, config=config, package=facts, command_id=new_command_id())
+    await services.send_function_command(key, plan.command, plan.shown)
+    return {}
+
+
+def _check_new(services: Services, call: Call, request: CreateFunction) -> None:
+    key = call.function(request.namespace, request.function_name)
+    scope = f"{key.appid}/{key.namespace}"
+    check_new_name(key, services.functions.get(str(key)), count=len(services.functions.within(scope)))
+
+
+async def update_function_code(services: Services, call: Call, request: UpdateFunctionCode) -> Answer:
+    """UpdateFunctionCode."""
+    key = call.function(request.namespace, request.function_name)
+    beside = CodeFields(request.zip_file, request.cos_bucket_name, request.cos_object_name, request.cos_bucket_region)
+    given_beside = any((request.zip_file, request.cos_bucket_name, request.cos_object_name))
+    if request.code is not None and given_beside:
+        raise BadRequest(
+            "InvalidParameterValue.Code", "give the package in Code or in the fields beside it, not in both"
+        )
+    source = source_of(request.code or beside, request.code_source, region=services.region)
+    check_update(services.function(key))
+    package = await take_in(services.code, source, appid=key.appid)
+    facts = PackageFacts(package.sha256, len(package.data))
+    plan = plan_update_code(
+        request, call, key=key, existing=services.function(key), package=facts, command_id=new_command_id()
+    )
+    await services.send_function_command(key, plan.command, plan.shown)
+    return {}
+
+
+async def update_function_configuration(services: Services, call: Call, request: UpdateFunctionConfiguration) -> Answer:
+    """UpdateFunctionConfiguration."""
+    key = call.function(request.namespace, request.function_name)
+    plan = plan_update_configuration(
+        request, call, key=key, existing=services.function(key), command_id=new_command_id()
+    )
+    await services.send_function_command(key, plan.command, plan.shown)
+    return {}
+
+
+async def delete_function(services: Services, call: Call, request: DeleteFunction) -> Answer:
+    """DeleteFunction: its triggers go first, then the function. Dead-letter topics stay: they hold data."""
+    key = call.function(request.namespace, request.function_name)
+    if request.qualifier:
+        raise BadRequest(
+            "ResourceNotFound.FunctionVersion", f"the function has no published version {short(request.qualifier)}"
+        )
+    plan = plan_delete(services.function(key), call, key=key, command_id=new_command_id())
+    triggers = services.triggers_of(key)
+    for trigger in triggers:
+        await send_delete(services, call, trigger)
+    await services.send_function_command(key, plan.command, plan.shown, ends=True)
+    forget_groups(services, triggers)
+    return {}
+
+
+async def get_function(services: Services, call: Call, request: GetFunction) -> Answer:
+    """GetFunction."""
+    key = call.function(request.namespace, request.function_name)
+    record = services.function(key)
+    only_latest(request.qualifier, "ResourceNotFound.FunctionVersion")
+    return function_detail(record, services.triggers_of(key))
+
+
+async def list_functions(services: Services, call: Call, request: ListFunctions) -> Answer:
+    """ListFunctions: those whose name contains SearchKey and whose description contains Description, filtered, ordered, one page."""
+    filters = check_filters(request.filters)
+    found = [
+        record
+        for record in services.functions.within(f"{call.caller.appid}/{request.namespace}")
+        if request.search_key in record.name and request.description in record.description and matches(record, filters)
+    ]
+    ordered = _ordered(found, request.orderby, descending=request.order == "DESC")
+    return {
+        "Functions": [function_summary(record) for record in page(ordered, request.offset, request.limit)],
+        "TotalCount": len(found),
+    }
+
+
+def check_filters(filters: Sequence[Filter]) -> dict[str, tuple[str, ...]]:
+    """Filters by name; raises BadRequest for those that SCF has and Penstock does not."""
+    if len(filters) > _MAX_FILTERS:
+        raise BadRequest(
+            "InvalidParameterValue.Filters", f"there are {len(filters)} filters; the limit is {_MAX_FILTERS}"
+        )
+    for item in filters:
+        if item.name not in _FILTERS:
+            raise BadRequest(
+                "UnsupportedOperation",
+                f"filter {short(item.name)} is not supported by Penstock; there are {', '.join(_FILTERS)}",
+            )
+        if len(item.values) > _MAX_FILTER_VALUES:
+            raise BadRequest(
+                "InvalidParameterValue.Filters", f"filter {item.name} has more than {_MAX_FILTER_VALUES} values"
+            )
+    return {item.name: item.values for item in filters}
+
+
+def _ordered(records: list[FunctionRecord], by: str, *, descending: bool) -> list[FunctionRecord]:
+    if by == "FunctionName":
+        return sorted(records, key=lambda r: r.name, reverse=descending)
+    if by == "ModTime":
+        return sorted(records, key=lambda r: (r.modified_unix_ms, r.name), reverse=descending)
+    return sorted(records, key=lambda r: (r.created_unix_ms, r.name), reverse=descending)

@@ -1,0 +1,305 @@
+"""Handlers of the actions on triggers. They answer when it is done, at the latest after some seconds (DESIGN.md section 3)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Final
+
+from ingest.api.ckafka import parse_trigger_desc
+from ingest.api.describe import page, trigger_info
+from ingest.api.fields import Unsupported, param, short
+from ingest.api.params import (
+    TRIGGER_TYPES,
+    Filter,
+    function_name,
+    limit,
+    namespace,
+    offset,
+    only_latest,
+    order,
+    qualifier,
+    trigger_name,
+)
+from ingest.api.services import Call, Services, accepted, new_command_id
+from schemas.errors import BadRequest, BrokerUnavailable
+from schemas.ids import FunctionKey, TriggerKey, dead_letter_topic, is_topic
+from schemas.limits import TRIGGERS_PER_KIND
+from schemas.records import Command, FunctionRecord, KafkaSource, TriggerRecord
+
+Answer = Mapping[str, Any]
+DEAD_LETTER_PARTITIONS: Final = 12
+"""At most so many partitions in a dead-letter topic."""
+NOT_CONFIRMED: Final = "FailedOperation.CreateTrigger"
+BROKER_S: Final = 5.0
+"""How long the brokers of a source have, in all, while a trigger is made."""
+
+
+def _enable(default: str | None) -> Any:
+    rule = {"code": "InvalidParameterValue.Enable", "choices": ("OPEN", "CLOSE")}
+    return param(**rule) if default is None else param(default, **rule)
+
+
+def _type() -> Any:
+    return param(code="InvalidParameterValue.Type", choices=TRIGGER_TYPES)
+
+
+@dataclass(frozen=True, slots=True)
+class CreateTrigger:
+    """Request of CreateTrigger."""
+
+    UNSUPPORTED: ClassVar[tuple[Unsupported, ...]] = (
+        Unsupported(
+            "CustomArgument",
+            "only timer triggers have it, and they are not built",
+            code="InvalidParameterValue.CustomArgument",
+        ),
+    )
+
+    function_name: str = function_name()
+    trigger_name: str = trigger_name()
+    type: str = _type()
+    trigger_desc: str = param("{}", code="InvalidParameterValue.TriggerDesc")
+    namespace: str = namespace()
+    qualifier: str = qualifier()
+    enable: str = _enable("OPEN")
+    description: str = param("", code="InvalidParameterValue.Description", max_chars=1_000)
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteTrigger:
+    """Request of DeleteTrigger; TriggerDesc matters for cos triggers only."""
+
+    function_name: str = function_name()
+    trigger_name: str = trigger_name()
+    type: str = _type()
+    namespace: str = namespace()
+    trigger_desc: str = param("")
+    qualifier: str = qualifier()
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateTriggerStatus:
+    """Request of UpdateTriggerStatus; TriggerDesc matters for cos triggers only."""
+
+    enable: str = _enable(None)
+    function_name: str = function_name()
+    trigger_name: str = trigger_name()
+    type: str = _type()
+    qualifier: str = qualifier()
+    namespace: str = namespace()
+    trigger_desc: str = param("")
+
+
+@dataclass(frozen=True, slots=True)
+class ListTriggers:
+    """Request of ListTriggers."""
+
+    function_name: str = function_name()
+    namespace: str = namespace()
+    offset: int = offset()
+    limit: int = limit()
+    order_by: str = param(
+        "AddTime", code="InvalidParameterValue.OrderBy", choices=("AddTime", "ModTime", "add_time", "mod_time")
+    )
+    order: str = order()
+    filters: tuple[Filter, ...] = param((), code="InvalidParameterValue.Filters")
+
+
+async def create_trigger(services: Services, call: Call, request: CreateTrigger) -> Answer:
+    """CreateTrigger: answers when the start offsets are committed for the trigger's group and the registry has the trigger.
+
+    `latest` means the ends of the partitions at that moment; partitions added later are read from their beginning.
+    """
+    key = TriggerKey(call.function(request.namespace, request.function_name), request.trigger_name)
+    command_id = new_command_id()
+    _check_type(request.type)
+    source = parse_trigger_desc(
+        request.trigger_desc, key, generation=command_id[:8], fabric_servers=services.bootstrap_servers
+    )
+    dead_letters = _dead_letter_topic(key)
+    only_latest(request.qualifier, "ResourceNotFound.Qualifier")
+    check_new_trigger(services.function(key.function), services.triggers_of(key.function), key)
+    record = _record(request, call, key, source, command_id)
+    with services.creating(key):
+        await _prepare(services, source, dead_letters)
+        ticket = await services.send_trigger_command(key, _command("create-trigger", call, record))
+        try:
+            await accepted(ticket, failed_code=NOT_CONFIRMED, what="the trigger")
+        except BadRequest as refusal:
+            if refusal.api_code != NOT_CONFIRMED:
+                forget_groups(services, [record])
+            raise
+        services.trigger_accepted(key, ticket, command_id, record)
+    return {"TriggerInfo": trigger_info(record)}
+
+
+def check_new_trigger(function: FunctionRecord, triggers: Sequence[TriggerRecord], key: TriggerKey) -> None:
+    """Raises BadRequest when the function can't have this trigger now."""
+    if function.serving is None:
+        raise BadRequest(
+            "FailedOperation.FunctionStatusError",
+            f"function {function.name!r} is {function.status} and can't run yet; make the trigger when it is Active",
+        )
+    if any(trigger.name == key.name for trigger in triggers):
+        raise BadRequest("ResourceInUse.Trigger", f"function {function.name!r} has a trigger {key.name!r} already")
+    same_kind = sum(trigger.type == "ckafka" for trigger in triggers)
+    if same_kind >= TRIGGERS_PER_KIND:
+        raise BadRequest(
+            "LimitExceeded.Trigger", f"function {function.name!r} has {same_kind} ckafka triggers, which is the limit"
+        )
+
+
+def _check_type(trigger_type: str) -> None:
+    if trigger_type != "ckafka":
+        raise BadRequest(
+            "UnsupportedOperation.Trigger",
+            f"{trigger_type} triggers are not supported by this release of Penstock yet; ckafka triggers are",
+        )
+
+
+def _dead_letter_topic(key: TriggerKey) -> str:
+    topic = dead_letter_topic(key)
+    if not is_topic(topic):
+        raise BadRequest(
+            "InvalidParameterValue.TriggerName",
+            "the trigger's name can't be part of a topic name (its dead-letter topic)",
+        )
+    return topic
+
+
+async def _prepare(services: Services, source: KafkaSource, dead_letters: str) -> None:
+    """Make all that must be there before the trigger is: the topic is known, start offsets are pinned, dead letters have a place."""
+    own = source.bootstrap_servers == services.bootstrap_servers
+    try:
+        async with asyncio.timeout(BROKER_S):
+            partitions = await services.sources.partitions(source.bootstrap_servers, source.topic)
+            if partitions is None:
+                raise BadRequest(
+                    "ResourceNotFound.Ckafka",
+                    f"topic {source.topic!r} does not exist on {source.bootstrap_servers}; create it first",
+                )
+            await services.sources.pin_offsets(source.bootstrap_servers, source.group_id, source.topic, source.start)
+            await services.sources.make_dead_letter_topic(dead_letters, min(partitions, DEAD_LETTER_PARTITIONS))
+    except (TimeoutError, BrokerUnavailable) as exc:
+        raise BadRequest(
+            "InternalError.Ckafka" if own else "InvalidParameterValue.Ckafka",
+            f"Kafka did not answer within {BROKER_S:g} s at {source.bootstrap_servers}"
+            f" ({str(exc) or 'no broker is reachable'}); {'see penstock status' if own else 'check bootstrapServers'}, then try again",
+        ) from exc
+
+
+def _record(request: CreateTrigger, call: Call, key: TriggerKey, source: KafkaSource, command_id: str) -> TriggerRecord:
+    return TriggerRecord(
+        seq=0,
+        appid=key.function.appid,
+        uin=call.caller.uin,
+        namespace=key.function.namespace,
+        function=key.function.name,
+        name=key.name,
+        type=request.type,
+        qualifier=request.qualifier,
+        enabled=request.enable == "OPEN",
+        trigger_desc=request.trigger_desc,
+        custom_argument="",
+        created_unix_ms=call.now_ms,
+        modified_unix_ms=call.now_ms,
+        applied=-1,
+        command_id=command_id,
+        kafka=source,
+        description=request.description,
+    )
+
+
+def _command(kind: str, call: Call, record: TriggerRecord) -> Command:
+    return Command(
+        command_id=record.command_id,
+        kind=kind,
+        unix_ms=call.now_ms,
+        appid=record.appid,
+        uin=call.caller.uin,
+        namespace=record.namespace,
+        function=record.function,
+        trigger=record,
+    )
+
+
+def _key_of(record: TriggerRecord) -> TriggerKey:
+    return TriggerKey(FunctionKey(record.appid, record.namespace, record.function), record.name)
+
+
+def _existing(services: Services, call: Call, request: DeleteTrigger | UpdateTriggerStatus) -> TriggerRecord:
+    key = TriggerKey(call.function(request.namespace, request.function_name), request.trigger_name)
+    services.function(key.function)
+    record = services.triggers.get(str(key))
+    if record is None or record.type != request.type:
+        raise BadRequest(
+            "ResourceNotFound.Trigger",
+            f"function {key.function.name!r} has no {request.type} trigger {short(request.trigger_name)}",
+        )
+    return record
+
+
+async def delete_trigger(services: Services, call: Call, request: DeleteTrigger) -> Answer:
+    """DeleteTrigger: answers when the registry has let it go. Its consumer group is deleted soon after, its dead letters stay."""
+    record = _existing(services, call, request)
+    only_latest(request.qualifier, "ResourceNotFound.Qualifier")
+    gone = replace(record, command_id=new_command_id(), modified_unix_ms=call.now_ms)
+    key = _key_of(record)
+    ticket = await services.send_trigger_command(key, _command("delete-trigger", call, gone))
+    await accepted(ticket, failed_code="FailedOperation.DeleteTrigger", what="the deletion")
+    services.trigger_accepted(key, ticket, gone.command_id, None)
+    forget_groups(services, [record])
+    return {}
+
+
+async def send_delete(services: Services, call: Call, record: TriggerRecord) -> None:
+    """Send the deletion of a function's trigger without waiting for its outcome."""
+    gone = replace(record, command_id=new_command_id(), modified_unix_ms=call.now_ms)
+    key = _key_of(record)
+    ticket = await services.send_trigger_command(key, _command("delete-trigger", call, gone))
+    services.trigger_accepted(key, ticket, gone.command_id, None)
+
+
+def forget_groups(services: Services, triggers: Sequence[TriggerRecord]) -> None:
+    """Delete the consumer groups of triggers that went, each when its members have left. No later trigger has the same group."""
+    for trigger in triggers:
+        if trigger.kafka is not None:
+            services.background.later(
+                f"delete consumer group {trigger.kafka.group_id}", _group_deletion(services, trigger.kafka)
+            )
+
+
+def _group_deletion(services: Services, source: KafkaSource) -> Callable[[], Awaitable[bool]]:
+    return lambda: services.sources.delete_group(source.bootstrap_servers, source.group_id)
+
+
+async def update_trigger_status(services: Services, call: Call, request: UpdateTriggerStatus) -> Answer:
+    """UpdateTriggerStatus: CLOSE stops the trigger at its committed offsets, OPEN goes on from there."""
+    record = _existing(services, call, request)
+    only_latest(request.qualifier, "ResourceNotFound.Qualifier")
+    changed = replace(
+        record, enabled=request.enable == "OPEN", command_id=new_command_id(), modified_unix_ms=call.now_ms, applied=-1
+    )
+    key = _key_of(record)
+    ticket = await services.send_trigger_command(key, _command("update-trigger", call, changed))
+    await accepted(ticket, failed_code="FailedOperation.UpdateTriggerStatus", what="the change")
+    services.trigger_accepted(key, ticket, changed.command_id, changed)
+    return {}
+
+
+async def list_triggers(services: Services, call: Call, request: ListTriggers) -> Answer:
+    """ListTriggers."""
+    key = call.function(request.namespace, request.function_name)
+    services.function(key)
+    if request.filters:
+        raise BadRequest("UnsupportedOperation", "Filters is not supported by Penstock for triggers; leave it out")
+    by_modified = request.order_by.lower().startswith("mod")
+    found = sorted(
+        services.triggers_of(key),
+        key=lambda t: (t.modified_unix_ms if by_modified else t.created_unix_ms, t.name),
+        reverse=request.order == "DESC",
+    )
+    infos = [{**trigger_info(t), "BoundResources": ""} for t in page(found, request.offset, request.limit)]
+    return {"Triggers": infos, "TotalCount": len(found)}

@@ -1,0 +1,374 @@
+"""A fabric in memory behind the ports of the cloud API: commands are worked off as streams would, on the same loop."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import zipfile
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
+
+from infra import clock
+from infra.metrics import MetricRegistry
+from ingest.api.background import BackgroundWork
+from ingest.api.calls import Api
+from ingest.api.ports import KeyPair, LaneState, LogPage, Position
+from ingest.api.registry import Registry
+from ingest.api.server import ApiServer
+from ingest.api.services import Services
+from schemas.errors import BadPackage, BrokerUnavailable, ObjectNotFound
+from schemas.frames import WANT_LOG_TAIL, Flow, Result
+from schemas.ids import FunctionKey, TriggerKey
+from schemas.lifecycle import FunctionStatus
+from schemas.records import (
+    Command,
+    FunctionActivity,
+    FunctionRecord,
+    LanePartition,
+    LogLine,
+    Member,
+    Outcome,
+    StatusReason,
+    TriggerRecord,
+)
+from schemas.runerror import error_body
+from schemas.runstatus import RunStatus
+
+T = TypeVar("T")
+SECRET_ID, SECRET_KEY, APPID, UIN = "AKIDtest", "secretfortests", "1250000001", "100000000001"
+FABRIC_SERVERS = "127.0.0.1:9092"
+
+
+def zip_of(files: Mapping[str, str | bytes] | None = None) -> bytes:
+    """A package; by default one with index.main_handler."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in (files or {"index.py": "def main_handler(event, context):\n    return event\n"}).items():
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
+def creation(name: str = "hello", **more: Any) -> dict[str, Any]:
+    """Fields of a CreateFunction that is fine."""
+    return {
+        "FunctionName": name,
+        "Runtime": "Python3.10",
+        "Handler": "index.main_handler",
+        "Code": {"ZipFile": base64.b64encode(zip_of()).decode()},
+        **more,
+    }
+
+
+class FakeView(Generic[T]):
+    """A table reader's view that tests write to."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, T] = {}
+        self._callbacks: list[Callable[[str, T | None], None]] = []
+
+    def get(self, key: str) -> T | None:
+        return self.rows.get(key)
+
+    def items(self) -> Mapping[str, T]:
+        return self.rows
+
+    def subscribe(self, callback: Callable[[str, T | None], None]) -> None:
+        self._callbacks.append(callback)
+
+    def put(self, key: str, row: T | None) -> None:
+        if row is None:
+            self.rows.pop(key, None)
+        else:
+            self.rows[key] = row
+        for callback in self._callbacks:
+            callback(key, row)
+
+
+class FakeTicket:
+    def __init__(self, offset: int) -> None:
+        self.offset = offset
+        self.answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+
+    async def outcome(self, timeout_s: float) -> Outcome | None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(self.answer)
+        except TimeoutError:
+            return None
+
+
+@dataclass
+class FakeStreams:
+    """Takes commands; works them off by itself after `delay_s`, or when told (`delay_s` None)."""
+
+    functions: FakeView[FunctionRecord]
+    triggers: FakeView[TriggerRecord]
+    delay_s: float | None = 0.0
+    broken: bool = False
+    refuse: Outcome | None = None
+    sent: list[Command] = field(default_factory=list)
+    waiting: list[tuple[str, Command, FakeTicket]] = field(default_factory=list)
+    code_fails: tuple[StatusReason, ...] = ()
+    callbacks: list[Callable[[Outcome], None]] = field(default_factory=list)
+
+    async def send(self, key: str, command: Command) -> FakeTicket:
+        await asyncio.sleep(0)
+        if self.broken:
+            raise BrokerUnavailable("no broker answers")
+        ticket = FakeTicket(len(self.sent))
+        self.sent.append(command)
+        self.waiting.append((key, command, ticket))
+        if self.delay_s is not None:
+            asyncio.get_running_loop().call_later(self.delay_s, self.work)
+        return ticket
+
+    def subscribe(self, callback: Callable[[Outcome], None]) -> None:
+        self.callbacks.append(callback)
+
+    def work(self) -> None:
+        """Apply everything that waits."""
+        while self.waiting:
+            key, command, ticket = self.waiting.pop(0)
+            outcome = self.refuse or Outcome(command.command_id, key)
+            outcome = replace(outcome, command_id=command.command_id, key=key)
+            if not outcome.code:
+                self._apply(key, command, ticket.offset)
+            for callback in self.callbacks:
+                callback(outcome)
+            if not ticket.answer.done():
+                ticket.answer.set_result(outcome)
+
+    def _apply(self, key: str, command: Command, offset: int) -> None:
+        if command.trigger is not None:
+            gone = command.kind == "delete-trigger"
+            self.triggers.put(key, None if gone else replace(command.trigger, applied=offset, seq=offset + 1))
+        elif command.kind == "delete-function":
+            self.functions.put(key, None)
+        else:
+            self.functions.put(key, self._record(key, command, offset))
+
+    def _record(self, key: str, command: Command, offset: int) -> FunctionRecord:
+        old = self.functions.get(key)
+        ok = not self.code_fails
+        failed = FunctionStatus.UPDATE_FAILED if old is not None else FunctionStatus.CREATE_FAILED
+        return FunctionRecord(
+            seq=offset + 1,
+            appid=command.appid,
+            uin=command.uin,
+            namespace=command.namespace,
+            name=command.function,
+            function_id="lam-00000001",
+            status=FunctionStatus.ACTIVE if ok else failed,
+            description=command.description if command.description is not None else (old.description if old else ""),
+            created_unix_ms=old.created_unix_ms if old else command.unix_ms,
+            modified_unix_ms=command.unix_ms,
+            applied=offset,
+            command_id=command.command_id,
+            serving=command.config if ok else (old.serving if old else None),
+            proposed=None,
+            reasons=self.code_fails,
+        )
+
+
+class FakeStore:
+    def __init__(self) -> None:
+        self.packages: dict[str, bytes] = {}
+        self.objects: dict[tuple[str, str], bytes] = {}
+
+    async def put_package(self, sha256: str, package: bytes) -> None:
+        self.packages[sha256] = package
+
+    async def read_object(self, bucket: str, name: str, *, limit_bytes: int) -> bytes:
+        data = self.objects.get((bucket, name))
+        if data is None:
+            raise ObjectNotFound(f"{bucket}/{name}")
+        if len(data) > limit_bytes:
+            raise BadPackage(f"{bucket}/{name} is larger than {limit_bytes} bytes")
+        return data
+
+
+@dataclass
+class FakeInvoker:
+    """Echoes; an event that is JSON text `"fail"` ends with 430."""
+
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    held: list[Callable[[], None]] | None = None
+
+    def submit(
+        self,
+        function: FunctionKey,
+        qualifier: str,
+        event: bytes,
+        *,
+        flow: Flow | None,
+        attempt: int,
+        flags: int,
+        done: Callable[[Result], None],
+        request_id: bytes | None = None,
+    ) -> None:
+        self.calls.append({"function": function, "qualifier": qualifier, "event": event, "flags": flags, "flow": flow})
+        tail = b"START\nhello\nEND\n" if flags & WANT_LOG_TAIL else b""
+        status, body = (RunStatus.OK, event) if event != b'"fail"' else (RunStatus.USER_EXCEPTION, b"")
+        if status != RunStatus.OK:
+            body = error_body(status, "boom", request_id or bytes(16), stack="Traceback")
+        result = Result(0, status, 0, 0, 1_500, 10, 2_048, tail, body)
+        if self.held is not None:
+            self.held.append(lambda: done(result))
+        else:
+            done(result)
+
+
+@dataclass
+class FakeSources:
+    topics: dict[tuple[str, str], int] = field(default_factory=dict)
+    pinned: list[tuple[str, str, str]] = field(default_factory=list)
+    dead_letter_topics: dict[str, int] = field(default_factory=dict)
+    deleted_groups: list[str] = field(default_factory=list)
+    members_for: int = 0
+    unreachable: bool = False
+
+    def _ask(self) -> None:
+        if self.unreachable:
+            raise BrokerUnavailable("connection refused")
+
+    async def partitions(self, bootstrap_servers: str, topic: str) -> int | None:
+        self._ask()
+        return self.topics.get((bootstrap_servers, topic))
+
+    async def pin_offsets(self, bootstrap_servers: str, group: str, topic: str, start: str) -> None:
+        self._ask()
+        self.pinned.append((group, topic, start))
+
+    async def positions(self, bootstrap_servers: str, group: str, topic: str) -> Mapping[int, Position]:
+        self._ask()
+        return {p: Position(10 * p, 10 * p + 7) for p in range(self.topics[bootstrap_servers, topic])}
+
+    async def make_dead_letter_topic(self, topic: str, partitions: int) -> None:
+        self.dead_letter_topics[topic] = partitions
+
+    async def delete_group(self, bootstrap_servers: str, group: str) -> bool:
+        if self.members_for:
+            self.members_for -= 1
+            return False
+        self.deleted_groups.append(group)
+        return True
+
+
+class FakeLanes:
+    def __init__(self) -> None:
+        self.states: dict[TriggerKey, LaneState] = {}
+        self.dead_by_trigger: dict[TriggerKey, dict[int, int]] = {}
+
+    def of(self, key: TriggerKey) -> LaneState:
+        return self.states.get(key, LaneState("", {}))
+
+    def dead(self, key: TriggerKey) -> Mapping[int, int]:
+        return self.dead_by_trigger.get(key, {})
+
+
+class FakeLogs:
+    def __init__(self) -> None:
+        self.lines: list[LogLine] = []
+
+    async def read(
+        self, key: FunctionKey, *, cursor: str, since_unix_ms: int | None, limit: int, request_id: str, wait_s: float
+    ) -> LogPage:
+        start = int(cursor) if cursor else 0
+        lines = [line for line in self.lines[start:] if since_unix_ms is None or line.unix_ms >= since_unix_ms]
+        taken = lines[:limit]
+        return LogPage(taken, str(start + len(taken)), len(taken) == len(lines))
+
+
+class FakeKeys:
+    def __init__(self, *pairs: KeyPair) -> None:
+        self.pairs = {pair.secret_id: pair for pair in pairs}
+
+    def find(self, secret_id: str) -> KeyPair | None:
+        return self.pairs.get(secret_id)
+
+
+class FakeHealth:
+    def __init__(self) -> None:
+        self.state = {"tables": True, "agent": True, "streams": True}
+
+    def parts(self) -> Mapping[str, bool]:
+        return self.state
+
+
+class FakeClock:
+    """The machine's clock, shifted."""
+
+    def __init__(self) -> None:
+        self.shift_ms = 0
+
+    def unix_ms(self) -> int:
+        return clock.unix_ms() + self.shift_ms
+
+    def mono_s(self) -> float:
+        return clock.mono_s() + self.shift_ms / 1000
+
+
+class FakeFabric:
+    """All fakes, and the API over them. Make it on a running loop."""
+
+    def __init__(self, *, delay_s: float | None = 0.0, more_keys: tuple[KeyPair, ...] = ()) -> None:
+        self.functions: FakeView[FunctionRecord] = FakeView()
+        self.triggers: FakeView[TriggerRecord] = FakeView()
+        self.activity: FakeView[FunctionActivity] = FakeView()
+        self.members: FakeView[Member] = FakeView()
+        self.streams = FakeStreams(self.functions, self.triggers, delay_s)
+        self.store = FakeStore()
+        self.invoker = FakeInvoker()
+        self.sources = FakeSources({(FABRIC_SERVERS, "orders"): 3})
+        self.lanes = FakeLanes()
+        self.logs = FakeLogs()
+        self.health = FakeHealth()
+        self.clock = FakeClock()
+        self.background = BackgroundWork()
+        self.metrics = MetricRegistry()
+        self.services = Services(
+            functions=Registry(self.functions, self.clock.mono_s),
+            triggers=Registry(self.triggers, self.clock.mono_s),
+            commands=self.streams,
+            code=self.store,
+            invoker=self.invoker,
+            sources=self.sources,
+            lanes=self.lanes,
+            dead=self.lanes,
+            logs=self.logs,
+            activity=self.activity,
+            members=self.members,
+            background=self.background,
+            clock=self.clock,
+            region="ap-guangzhou",
+            bootstrap_servers=FABRIC_SERVERS,
+        )
+        keys = FakeKeys(KeyPair(SECRET_ID, SECRET_KEY, APPID, UIN), *more_keys)
+        self.api = Api(self.services, keys, self.metrics)
+
+    def trigger_key(self, function: str, name: str) -> TriggerKey:
+        return TriggerKey(FunctionKey(APPID, "default", function), name)
+
+    def lane(self, function: str, name: str, state: str, *partitions: LanePartition) -> None:
+        self.lanes.states[self.trigger_key(function, name)] = LaneState(state, {p.partition: p for p in partitions})
+
+
+@dataclass
+class Served:
+    fabric: FakeFabric
+    port: int
+
+
+@asynccontextmanager
+async def served(fabric: FakeFabric) -> AsyncIterator[Served]:
+    """The API on a free port of the loopback."""
+    server = ApiServer(fabric.api, fabric.metrics, fabric.health)
+    port = await server.start("127.0.0.1", 0)
+    try:
+        yield Served(fabric, port)
+    finally:
+        await server.close()
+        await fabric.background.close()
