@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,20 +36,6 @@ class Exit:
     lived_s: float
     reason: str = ""
     was_ready: bool = False
-
-    @property
-    def text(self) -> str:
-        """For people: `signal SIGKILL`, `exit status 3`, or the reason."""
-        if self.reason:
-            return self.reason
-        if self.code is None:
-            return "could not be started"
-        if self.code >= 0:
-            return f"exit status {self.code}"
-        try:
-            return f"signal {signal.Signals(-self.code).name}"
-        except ValueError:
-            return f"signal {-self.code}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,6 +198,7 @@ class _Child:
         self._process: asyncio.subprocess.Process | None = None
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._was_killed = False
         self.status = ChildStatus(spec.name, ChildState.STARTING, 0, 0, clock.unix_ms(), spec.log)
         # Ends by itself after `stop`; `stop` waits for it.
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"supervise {spec.name}")
@@ -242,7 +243,8 @@ class _Child:
                     await self._stop.wait()
             if not self._stop.is_set():
                 self._set(ChildState.STARTING, restarts=self.status.restarts + 1, next_start_in_s=0.0)
-        self._set(ChildState.STOPPED, pid=0)
+        reason = f"did not end within {self.spec.stop_timeout_s:g} s and was killed" if self._was_killed else ""
+        self._set(ChildState.STOPPED, pid=0, reason=reason)
 
     async def _live(self) -> Exit:
         """One life, from start to end."""
@@ -322,6 +324,7 @@ class _Child:
             await asyncio.wait(waited, timeout=self.spec.stop_timeout_s, return_when=asyncio.FIRST_COMPLETED)
             hurry.cancel()
         if not ended.done():
+            self._was_killed = first is not signal.SIGKILL
             _kill(process.pid)
             await asyncio.wait({ended}, timeout=_KILL_WAIT_S)
             if not ended.done():
@@ -338,8 +341,22 @@ def describe(status: ChildStatus) -> str:
     """A child's status as the end of a sentence that starts with its name."""
     if status.ended is None:
         return str(status.state)
-    what = f"ended ({status.ended.text}) after {status.ended.lived_s:.1f} s"
+    what = f"ended ({exit_text(status.ended)}) after {status.ended.lived_s:.1f} s"
     return f"{what}: {status.reason}" if status.reason else what
+
+
+def exit_text(ended: Exit) -> str:
+    """For people: `signal SIGKILL`, `exit status 3`, or the reason."""
+    if ended.reason:
+        return ended.reason
+    if ended.code is None:
+        return "could not be started"
+    if ended.code >= 0:
+        return f"exit status {ended.code}"
+    try:
+        return f"signal {signal.Signals(-ended.code).name}"
+    except ValueError:
+        return f"signal {-ended.code}"
 
 
 def turn_over(log: Path, limit_bytes: int) -> None:

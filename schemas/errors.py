@@ -11,6 +11,7 @@
     │   ├── BrokerUnavailable        Kafka does not answer
     │   ├── StoreUnavailable         the object store does not answer
     │   ├── AgentUnavailable         no host agent, or its connection broke
+    │   ├── ApiUnavailable           no fabric runs, or its cloud API does not answer
     │   └── DeadlineExceeded         an inner wait passed its limit
     └── PlatformError                our own fault or broken state
         ├── ObjectNotFound           the store has no such object
@@ -109,6 +110,12 @@ class AgentUnavailable(DependencyError):
     """No host agent is connected, or the connection broke while a call was out."""
 
     code = "AgentUnavailable"
+
+
+class ApiUnavailable(DependencyError):
+    """No fabric runs in the data folder, or its cloud API does not answer."""
+
+    code = "ApiUnavailable"
 
 
 class DeadlineExceeded(DependencyError):

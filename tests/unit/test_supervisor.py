@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from infra.restarts import RestartPolicy
-from infra.supervisor import ChildSpec, ChildState, ChildStatus, Supervisor, last_lines, turn_over
+from infra.supervisor import ChildSpec, ChildState, ChildStatus, Supervisor, exit_text, last_lines, turn_over
 from schemas.errors import BrokerUnavailable, DeadlineExceeded, PlatformError
 
 SLEEPER = "import time; time.sleep(600)"
@@ -58,7 +58,7 @@ async def test_a_killed_child_is_started_again_and_the_change_is_told(tmp_path: 
         assert status(supervisor, "one").pid not in (0, first)
         (told,) = [s for s in seen if s.state is ChildState.BACKOFF]
         assert told.ended is not None
-        assert (told.ended.text, told.next_start_in_s) == ("signal SIGKILL", 0.01)
+        assert (exit_text(told.ended), told.next_start_in_s) == ("signal SIGKILL", 0.01)
         last = status(supervisor, "one").pid
     assert not is_alive(last)
     assert status(supervisor, "one").state is ChildState.STOPPED
@@ -161,7 +161,7 @@ async def test_a_start_that_is_not_ready_in_time_counts_as_ended(tmp_path: Path)
     async with Supervisor(policy=QUICK) as supervisor:
         supervisor.start(child(tmp_path, "slow", SLEEPER, probe=_never, ready_timeout_s=0.1))
         ended = await until(lambda: status(supervisor, "slow").ended)
-        assert ended.text == "was not ready within 0.1 s"
+        assert exit_text(ended) == "was not ready within 0.1 s"
         await until(lambda: status(supervisor, "slow").restarts >= 1)
 
 
@@ -178,7 +178,7 @@ async def test_a_command_that_can_not_be_had_yet_is_tried_again(tmp_path: Path) 
         supervisor.start(replace(child(tmp_path, "late", SLEEPER), command=command))
         await until(lambda: status(supervisor, "late").state is ChildState.RUNNING)
     told = next(s.ended for s in seen if s.ended)
-    assert told.text == "could not be started: port is taken"
+    assert exit_text(told) == "could not be started: port is taken"
 
 
 async def test_a_program_that_is_not_there_says_so_in_its_log(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ async def test_a_program_that_is_not_there_says_so_in_its_log(tmp_path: Path) ->
         spec = replace(child(tmp_path, "missing", SLEEPER), command=lambda: ["/no/such/program"])
         supervisor.start(spec)
         ended = await until(lambda: status(supervisor, "missing").ended)
-        assert ended.text == "exit status 127"
+        assert exit_text(ended) == "exit status 127"
         assert "/no/such/program: No such file" in last_lines(spec.log)[-1]
 
 
