@@ -1,0 +1,295 @@
+"""One jail from the agent's side: the conversation with its zygote, and its workers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sandbox.driver import WorkerExit
+from sandbox.isolation.cgroups import Group, GroupPool
+from sandbox.runner import rootfs
+from schemas.errors import WorkerStartFailed
+from schemas.frames import Spec
+from schemas.limits import WORKER_PIDS
+from schemas.records import StatusReason
+
+_FORK_TIMEOUT_S = 5.0
+_CHECK_TIMEOUT_S = 20.0
+_CREDENTIALS = struct.Struct("3i")
+_ADDRESS_SPACE_SLACK_MIB = 512
+"""RLIMIT_AS counts what is mapped, not what is used; Python maps some hundred MiB that it never touches."""
+
+
+class JailWorker:
+    """One worker process. See sandbox.driver.Worker."""
+
+    def __init__(self, number: int, control: socket.socket, pipes: tuple[int, int], group: Group | None) -> None:
+        self.pid = 0
+        self.socket = control
+        self.stdout_fd, self.stderr_fd = pipes
+        self._number, self._group = number, group
+        self._pidfd = -1
+        self._killed = False
+        self._ended: asyncio.Future[WorkerExit] = asyncio.get_running_loop().create_future()
+        self._give_back: Callable[[Group], None] | None = None
+        self._baseline = group.oom_kills() if group is not None else 0
+
+    def born(self, pid: int, give_back: Callable[[Group], None] | None) -> None:
+        """It said hello; from now on it can be killed by its descriptor, whatever becomes of the number."""
+        self.pid, self._give_back = pid, give_back
+        self._pidfd = os.pidfd_open(pid)
+
+    def kill(self) -> None:
+        """See the port."""
+        if self._pidfd >= 0 and not self._ended.done():
+            self._killed = True
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def exited(self) -> WorkerExit:
+        """See the port."""
+        return await asyncio.shield(self._ended)
+
+    def memory_kib(self) -> int:
+        """See the port."""
+        return self._group.memory_kib() if self._group is not None else 0
+
+    def close(self) -> None:
+        """See the port."""
+        self.kill()
+        self.socket.close()
+        for fd in (self.stdout_fd, self.stderr_fd, self._pidfd):
+            if fd >= 0:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+        self.stdout_fd = self.stderr_fd = self._pidfd = -1
+        if self._group is not None and self._give_back is not None:
+            self._give_back(self._group)
+            self._give_back = None
+
+    def ended(self, code: int, peak_kib: int) -> None:
+        """The zygote has reaped it."""
+        if self._ended.done():
+            return
+        peak = max(peak_kib, self._group.peak_kib() if self._group is not None else 0)
+        if self._group is not None and self._group.oom_kills() > self._baseline:
+            self._ended.set_result(WorkerExit("oom", code, peak))
+        else:
+            self._ended.set_result(WorkerExit("killed" if self._killed else "exit", code, peak))
+
+
+class JailNode:
+    """One node. Made by JailDriver; see sandbox.driver.Node."""
+
+    def __init__(
+        self,
+        tenant: str,
+        mode: str,
+        process: subprocess.Popen[bytes],
+        control: socket.socket,
+        home: Path,
+        *,
+        groups: GroupPool | None,
+        address_space: bool,
+        cpus: float,
+    ) -> None:
+        self.tenant = tenant
+        self._mode, self._process, self._control, self._home = mode, process, control, home
+        self._groups, self._address_space, self._cpus = groups, address_space, cpus
+        self._workers: dict[int, JailWorker] = {}
+        self._numbers = 0
+        self._alive = True
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._forget: Callable[[JailNode], None] | None = None
+
+    @property
+    def alive(self) -> bool:
+        """False once its zygote is gone."""
+        return self._alive
+
+    @property
+    def launcher_pid(self) -> int:
+        """Host pid of the process outside."""
+        return self._process.pid
+
+    def watch(self, loop: asyncio.AbstractEventLoop, forget: Callable[[JailNode], None]) -> None:
+        """Begin to follow the zygote on this loop."""
+        self._loop, self._forget = loop, forget
+        self._control.setblocking(False)
+        loop.add_reader(self._control.fileno(), self._hear)
+
+    async def start_worker(self, spec: Spec, code_dir: Path, *, environment: dict[str, str]) -> JailWorker:
+        """See the port; the environment reaches the worker with LOAD."""
+        bound = self._bring_code(spec.code_sha256, code_dir)
+        wanted = {"code_dir": rootfs.USER_CODE, "bound": bound}
+        if self._mode == "bare":
+            scratch = self._home / f"tmp-{self._numbers + 1}"
+            scratch.mkdir()
+            wanted |= {"code_dir": str(self._home / "code" / spec.code_sha256), "scratch": str(scratch)}
+        return await self._fork(wanted, memory_mib=spec.memory_mib)
+
+    async def check_code(self, spec: Spec, code_dir: Path) -> tuple[StatusReason, ...]:
+        """See the port: a worker reads the source and says what it sees."""
+        bound = self._bring_code(spec.code_sha256, code_dir)
+        own = str(self._home / "code" / spec.code_sha256) if self._mode == "bare" else rootfs.USER_CODE
+        wanted: dict[str, Any] = {"check": True, "handler": spec.handler, "code_dir": own, "bound": bound}
+        if self._mode == "bare":
+            wanted["scratch"] = str(self._home)
+        worker = await self._fork(wanted, memory_mib=512)
+        loop, said = asyncio.get_running_loop(), b""
+        try:
+            async with asyncio.timeout(_CHECK_TIMEOUT_S):
+                while chunk := await loop.sock_recv(worker.socket, 65536):
+                    said += chunk
+            return tuple(StatusReason(code, text) for code, text in json.loads(said))
+        except (TimeoutError, OSError, ValueError):
+            return (StatusReason("InvalidParameterValue.Code", "the code could not be read within its limits"),)
+        finally:
+            worker.close()
+
+    async def close(self) -> None:
+        """See the port."""
+        self.end()
+        await asyncio.to_thread(self._process.wait)
+        for worker in list(self._workers.values()):
+            worker.ended(-9, 0)
+            worker.close()
+
+    def end(self) -> None:
+        """Kill everything at once and remove the folder. Blocking for as long as the kernel needs; idempotent."""
+        if self._loop is not None and self._control.fileno() >= 0:
+            self._loop.remove_reader(self._control.fileno())
+        self._alive = False
+        self._process.kill()  # its child dies with it, and that is pid 1 of the node
+        self._control.close()
+        self._process.wait()
+        shutil.rmtree(self._home, ignore_errors=True)
+        if self._forget is not None:
+            self._forget(self)
+
+    def _bring_code(self, sha256: str, code_dir: Path) -> str:
+        """The package below the node's code folder, by hard links where that works; its path inside."""
+        target = self._home / "code" / sha256
+        if not target.exists():
+            copy_tree(code_dir, target)
+        return f"{rootfs.CODE_ROOT}/{sha256}"
+
+    async def _fork(self, wanted: dict[str, Any], *, memory_mib: int) -> JailWorker:
+        if not self._alive:
+            raise WorkerStartFailed("the node is gone")
+        self._numbers += 1
+        ours, theirs = socket.socketpair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        ours.setblocking(False)
+        out, err = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(out[0], False)
+        os.set_blocking(err[0], False)
+        group = self._group(memory_mib)
+        procs = group.open_procs() if group is not None else []
+        worker = JailWorker(self._numbers, ours, (out[0], err[0]), group)
+        self._workers[self._numbers] = worker
+        if self._address_space:
+            wanted["address_space_mib"] = memory_mib + _ADDRESS_SPACE_SLACK_MIB
+        message = json.dumps({"id": self._numbers, **wanted}).encode()
+        try:
+            socket.send_fds(self._control, [message], [theirs.fileno(), out[1], err[1], *procs])
+            worker.born(await self._hello(ours), self._groups.give_back if self._groups else None)
+        except (OSError, TimeoutError) as exc:
+            said = _drain(err[0])
+            worker.close()
+            raise WorkerStartFailed(f"no worker: {said or exc!r}") from exc
+        finally:
+            theirs.close()
+            for fd in (out[1], err[1], *procs):
+                os.close(fd)
+        if self._groups is not None:
+            asyncio.get_running_loop().run_in_executor(None, self._groups.refill)
+        return worker
+
+    def _group(self, memory_mib: int) -> Group | None:
+        if self._groups is None:
+            return None
+        group = self._groups.take()
+        group.limit(memory_mib=memory_mib, pids=WORKER_PIDS, cpus=self._cpus)
+        return group
+
+    async def _hello(self, ours: socket.socket) -> int:
+        """The worker's first byte carries its pid, translated by the kernel."""
+        loop = asyncio.get_running_loop()
+        readable: asyncio.Future[None] = loop.create_future()
+
+        def said() -> None:
+            if not readable.done():
+                readable.set_result(None)
+
+        loop.add_reader(ours.fileno(), said)
+        try:
+            async with asyncio.timeout(_FORK_TIMEOUT_S):
+                await readable
+        finally:
+            loop.remove_reader(ours.fileno())
+        data, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(_CREDENTIALS.size))
+        for _, kind, payload in ancillary:
+            if data and kind == socket.SCM_CREDENTIALS:
+                ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+                return int(_CREDENTIALS.unpack(payload[: _CREDENTIALS.size])[0])
+        raise OSError("the worker ended before it said hello")
+
+    def _hear(self) -> None:
+        """Messages of the zygote: ends of workers, or its own end."""
+        while True:
+            try:
+                data = self._control.recv(4096)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._gone()
+                return
+            said = json.loads(data)
+            worker = self._workers.pop(said["id"], None)
+            if worker is not None:
+                worker.ended(said["exited"], said["peak_kib"])
+
+    def _gone(self) -> None:
+        self.end()
+        for worker in list(self._workers.values()):
+            worker.ended(-9, 0)
+        self._workers.clear()
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """A read-only tree of the same files: links where the file system allows, else copies. Appears whole or not at all."""
+    part = target.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(source, part, copy_function=_link_or_copy)
+    for folder, _, _ in os.walk(part):
+        os.chmod(folder, 0o755)
+    part.rename(target)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    mode = os.stat(target).st_mode
+    if mode & 0o444 != 0o444:
+        os.chmod(target, mode | 0o444)
+
+
+def _drain(fd: int) -> str:
+    with contextlib.suppress(OSError):
+        return os.read(fd, 4096).decode("utf-8", "replace").strip()
+    return ""
