@@ -37,21 +37,29 @@ def run(arguments: Sequence[str]) -> int:
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")  # a log line may hold anything
     try:
+        try:
+            return _carry_out(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitStatus.BROKEN_PIPE
+
+
+def _carry_out(arguments: Sequence[str]) -> int:
+    try:
         args = make_parser().parse_args(arguments)
         args.data_dir = args.data_dir or args.data_dir_first
         module, _, function = args.handler_of_verb.partition(":")
-        status = int(getattr(import_module(module), function)(args))
-        sys.stdout.flush()
-        return status
+        return int(getattr(import_module(module), function)(args))
     except PenstockError as exc:
         complain(exc)
         return status_of(exc)
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain once more when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitStatus.BROKEN_PIPE
+        raise
     except Exception as exc:  # noqa: BLE001 - the last door: never a traceback, unless asked for
         fault = PlatformError(f"{type(exc).__name__}: {exc} (a fault of Penstock; PENSTOCK_DEBUG=1 shows where)")
         fault.__cause__ = exc

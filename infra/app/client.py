@@ -32,7 +32,7 @@ class Client:
         api: `http://host:port`.
         keys: who calls.
         is_running: asked while the API does not answer; False ends the patience at once.
-        patience_s: how long to wait for an API that does not answer.
+        patience_s: how long to wait for an API that does not answer; by default 15 s.
     """
 
     def __init__(
@@ -41,12 +41,12 @@ class Client:
         keys: Credentials,
         *,
         is_running: Callable[[], bool] = lambda: True,
-        patience_s: float = _PATIENCE_S,
+        patience_s: float | None = None,
     ) -> None:
         self._api, self._keys = api, keys
         self._host = urlsplit(api).netloc
         self._is_running = is_running
-        self._patience_s = patience_s
+        self._patience_s = _PATIENCE_S if patience_s is None else patience_s
 
     def call(self, action: str, fields: Mapping[str, Any], *, timeout_s: float = _TIMEOUT_S) -> dict[str, Any]:
         """The fields of the answer.

@@ -218,14 +218,14 @@ def wish_of(args: argparse.Namespace) -> Wish:
     """
     source = Path(args.source)
     package = bundle(source)
+    if args.runtime != "CustomRuntime":
+        check_handler(package, args.handler)
     name = args.name or _name_of(source)
     if not is_function_name(name):
         raise UsageProblem(
             f"{name!r} can't be a function's name (2 to 60 letters, digits, - or _, from a letter to a letter or digit):"
             " give one with --name"
         )
-    if args.runtime != "CustomRuntime":
-        check_handler(package, args.handler)
     if len(package) > INLINE_ZIP_BYTES:
         raise BadPackage(
             f"the package has {len(package):,} bytes; `deploy` sends at most {INLINE_ZIP_BYTES:,}: take out what the function"
