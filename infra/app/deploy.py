@@ -10,7 +10,8 @@ import argparse
 import base64
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -19,15 +20,15 @@ from infra import clock
 from infra.app.bundle import bundle, check_handler
 from infra.app.client import connect
 from infra.app.console import ExitStatus, UsageProblem, note, say, say_json
-from infra.app.state import choose_folder
-from schemas.errors import BadPackage, BadRequest, DeadlineExceeded
+from infra.app.state import FabricFolder, choose_folder
+from schemas.errors import BadRequest, DeadlineExceeded
 from schemas.ids import is_function_name
 from schemas.limits import INLINE_ZIP_BYTES
+from schemas.package import check_zip
 
 WAIT_S: Final = 120.0
 _POLL_S: Final = 0.05
 _MOVING: Final = frozenset({"Creating", "Updating", "Publishing", "Deleting"})
-_CONFIGURATION: Final = ("Runtime", "MemorySize", "Timeout", "InitTimeout", "Environment", "Description")
 
 
 class Api(Protocol):
@@ -40,12 +41,15 @@ class Api(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is to be deployed. `configuration` holds what was asked for, by the API's names; the rest stays or is default."""
+    """What is to be deployed.
+
+    `code` is the API's structure Code; `configuration` holds what was asked for, by the API's names; the rest stays, or is default.
+    """
 
     function: str
     namespace: str
     handler: str
-    package: bytes
+    code: Mapping[str, str]
     configuration: dict[str, Any] = field(default_factory=dict)
 
 
@@ -96,7 +100,7 @@ class Deployment:
         configuration = {"Runtime": "Python3.10", **self._wish.configuration}
         self._api.call(
             "CreateFunction",
-            {**self._name, "Handler": self._wish.handler, "Code": {"ZipFile": self._zip_text()}, **configuration},
+            {**self._name, "Handler": self._wish.handler, "Code": self._wish.code, **configuration},
         )
         made = self._settled(self._look())
         if made is None:
@@ -113,7 +117,7 @@ class Deployment:
             after = self._change("UpdateFunctionConfiguration", changed)
             if after["Status"] != "Active":
                 return Deployed(created=False, status=after["Status"], reasons=_reasons(after))
-        code = {"Handler": self._wish.handler, "Code": {"ZipFile": self._zip_text()}}
+        code = {"Handler": self._wish.handler, "Code": self._wish.code}
         try:
             after = self._change("UpdateFunctionCode", code)
         except BadRequest:
@@ -164,9 +168,6 @@ class Deployment:
             )
         self._pause(_POLL_S)
 
-    def _zip_text(self) -> str:
-        return base64.b64encode(self._wish.package).decode()
-
 
 def _reasons(function: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(f"{r['ErrorCode']}: {r['ErrorMessage']}" for r in function.get("StatusReasons") or ())
@@ -184,53 +185,69 @@ def _variables(environment: Any) -> dict[str, str]:
 
 def run(args: argparse.Namespace) -> ExitStatus:
     """The command."""
-    wish = wish_of(args)
-    deployed = Deployment(connect(choose_folder(args.data_dir)), wish).run()
+    package = bundle(Path(args.source))
+    check_package(package, args.handler, args.runtime)
+    name, configuration = name_of(args), configuration_of(args)
+    folder = choose_folder(args.data_dir)
+    with _sent(folder, package) as code:
+        wish = Wish(name, args.namespace, args.handler, code, configuration)
+        deployed = Deployment(connect(folder), wish).run()
     if args.json:
         say_json(
             {
-                "FunctionName": wish.function,
-                "Namespace": wish.namespace,
+                "FunctionName": name,
+                "Namespace": args.namespace,
                 "Status": deployed.status,
                 "StatusReasons": list(deployed.reasons),
                 "Created": deployed.created,
-                "CodeSize": len(wish.package),
+                "CodeSize": len(package),
             }
         )
     if deployed.is_good:
         if not args.json:
             done = "created" if deployed.created else "updated"
-            say(f"{wish.function} is {done} and Active ({len(wish.package):,} bytes, handler {wish.handler})")
+            say(f"{name} is {done} and Active ({len(package):,} bytes, handler {args.handler})")
         return ExitStatus.OK
-    note(f"penstock: {wish.function} could not be {'created' if deployed.created else 'updated'} ({deployed.status})")
+    note(f"penstock: {name} could not be {'created' if deployed.created else 'updated'} ({deployed.status})")
     for reason in deployed.reasons:
         note(f"  {reason}")
-    note("  nothing was kept of it" if not deployed.is_serving else "  the version from before keeps serving")
+    note("  the version from before keeps serving" if deployed.is_serving else "  nothing was kept of it")
     return ExitStatus.FAILED
 
 
-def wish_of(args: argparse.Namespace) -> Wish:
-    """What the command line asks for, its package checked.
+def check_package(package: bytes, handler: str, runtime: str | None) -> None:
+    """What can be seen before anything is sent. Raises BadPackage."""
+    if runtime == "CustomRuntime":
+        check_zip(package)
+    else:
+        check_handler(package, handler)
 
-    Raises:
-        UsageProblem: no legal name, or variables that are none.
-        BadPackage: the package can't be one.
-    """
-    source = Path(args.source)
-    package = bundle(source)
-    if args.runtime != "CustomRuntime":
-        check_handler(package, args.handler)
-    name = args.name or _name_of(source)
+
+@contextmanager
+def _sent(folder: FabricFolder, package: bytes) -> Iterator[Mapping[str, str]]:
+    """Structure Code for the package: in the request, or through the store when it is too large for one."""
+    if len(package) <= INLINE_ZIP_BYTES:
+        yield {"ZipFile": base64.b64encode(package).decode()}
+        return
+    from infra.app.upload import uploaded
+
+    with uploaded(folder, package) as code:
+        yield code
+
+
+def name_of(args: argparse.Namespace) -> str:
+    """The function's name: as given, else the folder's or zip's. Raises UsageProblem."""
+    name: str = args.name or _name_of(Path(args.source))
     if not is_function_name(name):
         raise UsageProblem(
             f"{name!r} can't be a function's name (2 to 60 letters, digits, - or _, from a letter to a letter or digit):"
             " give one with --name"
         )
-    if len(package) > INLINE_ZIP_BYTES:
-        raise BadPackage(
-            f"the package has {len(package):,} bytes; `deploy` sends at most {INLINE_ZIP_BYTES:,}: take out what the function"
-            " does not need, or put the zip into the fabric's object store and call CreateFunction with CosBucketName"
-        )
+    return name
+
+
+def configuration_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for of the function's configuration, by the API's names. Raises UsageProblem."""
     asked = {
         "Runtime": args.runtime,
         "MemorySize": args.memory,
@@ -239,8 +256,7 @@ def wish_of(args: argparse.Namespace) -> Wish:
         "Description": args.description,
         "Environment": {"Variables": _pairs(args.env)} if args.env is not None else None,
     }
-    configuration = {n: asked[n] for n in _CONFIGURATION if asked[n] is not None}
-    return Wish(name, args.namespace, args.handler, package, configuration)
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def _name_of(source: Path) -> str:

@@ -216,7 +216,8 @@ class Fabric:
             return
         said = read_capabilities(self._folder) if refused.name == AGENT else None
         lines = last_lines(refused.log, 1)
-        reason = (said.message if said is not None else "") or (lines[-1] if lines else describe(refused))
+        last = lines[-1].removeprefix(f"{refused.name}: ") if lines else describe(refused)
+        reason = (said.message if said is not None else "") or last
         raise StartRefused(f"{refused.name} can't run: {reason} (its log: {refused.log})")
 
     def _ready(self) -> None:
