@@ -11,11 +11,12 @@ import platform
 import random
 import statistics
 import time
-from typing import NamedTuple
 
+from infra.kafka.consumer import Record
 from ingest.lanes import marks
 from ingest.lanes.lanes import LaneSet
 from ingest.lanes.policy import LanePolicy, Ordering
+from ingest.lanes.run import Run
 
 RECORDS = 40_000
 CHUNK = 200
@@ -23,16 +24,7 @@ PARTITIONS = 4
 REPEATS = 7
 
 
-class _Record(NamedTuple):
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes | None], ...]
-    timestamp_ms: int
-
-
-def _records(keys: int) -> list[list[_Record]]:
+def _records(keys: int) -> list[list[Record]]:
     """Chunks as the consumer's thread hands them over: runs of one partition."""
     rng = random.Random(7)
     body = b"x" * 1024
@@ -43,13 +35,13 @@ def _records(keys: int) -> list[list[_Record]]:
         chunk = []
         for _ in range(CHUNK):
             key = b"key-%d" % rng.randrange(keys) if keys else None
-            chunk.append(_Record(partition, offsets[partition], key, body, (), 1_700_000_000_000))
+            chunk.append(Record(partition, offsets[partition], key, body, (), 1_700_000_000_000))
             offsets[partition] += 1
         chunks.append(chunk)
     return chunks
 
 
-def _once(policy: LanePolicy, chunks: list[list[_Record]], *, shuffle: bool) -> float:
+def _once(policy: LanePolicy, chunks: list[list[Record]], *, shuffle: bool) -> float:
     """Microseconds of CPU a record. `shuffle` finishes what is out in random order, the worst for the trackers."""
     lanes = LaneSet(policy, lambda: 0.5)
     for partition in range(PARTITIONS):
@@ -58,7 +50,7 @@ def _once(policy: LanePolicy, chunks: list[list[_Record]], *, shuffle: bool) -> 
     finished = since_marks = 0
     started = time.process_time()
     waiting = iter(chunks)
-    out: list = []
+    out: list[Run] = []
     while finished < RECORDS:
         if lanes.held < 2 * CHUNK:
             chunk = next(waiting, None)
