@@ -82,8 +82,6 @@ class JailDriver:
         """Sweep leftovers; refuse when layers are missing and less was not allowed."""
         config = self._config
         shutil.rmtree(config.state_dir, ignore_errors=True)
-        config.state_dir.mkdir(parents=True, exist_ok=True)
-        config.state_dir.chmod(0o755)
         self._hierarchy = cgroups.find(f"penstock-{config.fabric}")
         await asyncio.to_thread(cgroups.sweep, self._hierarchy, with_parents=False)
         found = await asyncio.to_thread(self.probe)
@@ -113,6 +111,7 @@ class JailDriver:
     # making
 
     def _look(self) -> tuple[Mode, Capabilities]:
+        self._hierarchy = cgroups.find(f"penstock-{self._config.fabric}")
         lost = list(self._hierarchy.missing)
         notes = [_TMP_NOTE]
         try:
@@ -136,6 +135,8 @@ class JailDriver:
     def _make(self, mode: Mode, tenant: str) -> JailNode:
         """Start a launcher and wait until its zygote is ready. Blocking."""
         self._made += 1
+        self._config.state_dir.mkdir(parents=True, exist_ok=True)
+        self._config.state_dir.chmod(0o755)
         home = self._config.state_dir / f"node-{os.getpid()}-{self._made}"
         for folder in (home / "root", home / "code"):
             folder.mkdir(parents=True)

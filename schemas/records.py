@@ -70,7 +70,8 @@ class KafkaSource:
     """Where and how a Kafka trigger reads. Its start offsets are already committed for `group_id` when this is written.
 
     `ordering` is key, partition or none; `on_poison` is skip, park-key or halt; `batch` records at most in one invocation;
-    `concurrency` invocations at once over the trigger; `retries` after the first try.
+    `concurrency` invocations at once over the trigger; `retries` after the first try. Empty `bootstrap_servers` is the fabric's own
+    cluster, wherever that listens.
     """
 
     bootstrap_servers: str

@@ -236,7 +236,7 @@ class FakeSources:
 
     async def partitions(self, bootstrap_servers: str, topic: str) -> int | None:
         self._ask()
-        return self.topics.get((bootstrap_servers, topic))
+        return self.topics.get((bootstrap_servers or FABRIC_SERVERS, topic))
 
     async def pin_offsets(self, bootstrap_servers: str, group: str, topic: str, start: str) -> None:
         self._ask()
@@ -244,7 +244,7 @@ class FakeSources:
 
     async def positions(self, bootstrap_servers: str, group: str, topic: str) -> Mapping[int, Position]:
         self._ask()
-        return {p: Position(10 * p, 10 * p + 7) for p in range(self.topics[bootstrap_servers, topic])}
+        return {p: Position(10 * p, 10 * p + 7) for p in range(self.topics[bootstrap_servers or FABRIC_SERVERS, topic])}
 
     async def make_dead_letter_topic(self, topic: str, partitions: int) -> None:
         self.dead_letter_topics[topic] = partitions
@@ -265,7 +265,7 @@ class FakeLanes:
     def of(self, key: TriggerKey) -> LaneState:
         return self.states.get(key, LaneState("", {}))
 
-    def dead(self, key: TriggerKey) -> Mapping[int, int]:
+    async def dead(self, key: TriggerKey) -> Mapping[int, int]:
         return self.dead_by_trigger.get(key, {})
 
 

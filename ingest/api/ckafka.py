@@ -76,15 +76,14 @@ class TriggerDesc:
 _SCHEMA: Final = Schema(TriggerDesc)
 
 
-def parse_trigger_desc(text: str, key: TriggerKey, *, generation: str, fabric_servers: str) -> KafkaSource:
+def parse_trigger_desc(text: str, key: TriggerKey, *, generation: str) -> KafkaSource:
     """What the trigger reads, and how. Raises BadRequest, mostly InvalidParameterValue.TriggerDesc."""
     desc = _fields_of(_object(text))
     topic = desc.topic or _topic_of_name(key.name)
-    servers = desc.bootstrap_servers or fabric_servers
     if _is_internal(topic):
         raise BadRequest(_CODE, f"topic {topic!r} is internal to the fabric or to Kafka; choose one of your own")
     return KafkaSource(
-        bootstrap_servers=servers,
+        bootstrap_servers=desc.bootstrap_servers or "",
         topic=topic,
         group_id=consumer_group(key, generation),
         batch=desc.max_msg_num,

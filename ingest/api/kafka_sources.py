@@ -70,7 +70,7 @@ class KafkaSources:
         admin = self._admins.get(bootstrap_servers)
         if admin is None:
             # The own cluster's options (its credentials) go to no other.
-            own = bootstrap_servers == self._own.bootstrap_servers
+            own = bootstrap_servers in ("", self._own.bootstrap_servers)
             admin = self._admins[bootstrap_servers] = Admin(
                 self._own if own else Cluster(bootstrap_servers), timeout_s=CALL_S
             )

@@ -192,8 +192,8 @@ class LaneStates(Protocol):
 class DeadCounts(Protocol):
     """Counts of dead letters."""
 
-    def dead(self, key: TriggerKey) -> Mapping[int, int]:
-        """Distinct source offsets that are now in the trigger's dead-letter topic, by source partition; local."""
+    async def dead(self, key: TriggerKey) -> Mapping[int, int]:
+        """Distinct source offsets that are now in the trigger's dead-letter topic, by source partition."""
         ...
 
 

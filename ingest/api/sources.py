@@ -63,17 +63,17 @@ async def _source(services: Services, trigger: TriggerRecord) -> dict[str, Any]:
         try:
             positions = await services.sources.positions(source.bootstrap_servers, source.group_id, source.topic)
         except DependencyError as exc:
-            unreachable = f"Kafka does not answer at {source.bootstrap_servers}: {exc}"
+            unreachable = f"Kafka does not answer at {source.bootstrap_servers or services.bootstrap_servers}: {exc}"
     return {
         "Name": trigger.name,
         "Function": trigger.function,
         "Namespace": trigger.namespace,
         "Type": trigger.type,
         "Source": source.topic if source is not None else "",
-        "BootstrapServers": source.bootstrap_servers if source is not None else "",
+        "BootstrapServers": (source.bootstrap_servers or services.bootstrap_servers) if source is not None else "",
         "GroupId": source.group_id if source is not None else "",
         "State": source_state(trigger, lanes, unreachable=bool(unreachable)),
-        "Partitions": partitions_of(positions, lanes.partitions, services.dead.dead(key), unreachable),
+        "Partitions": partitions_of(positions, lanes.partitions, await services.dead.dead(key), unreachable),
     }
 
 

@@ -115,9 +115,7 @@ async def create_trigger(services: Services, call: Call, request: CreateTrigger)
     key = TriggerKey(call.function(request.namespace, request.function_name), request.trigger_name)
     command_id = new_command_id()
     _check_type(request.type)
-    source = parse_trigger_desc(
-        request.trigger_desc, key, generation=command_id[:8], fabric_servers=services.bootstrap_servers
-    )
+    source = parse_trigger_desc(request.trigger_desc, key, generation=command_id[:8])
     dead_letters = _dead_letter_topic(key)
     only_latest(request.qualifier, "ResourceNotFound.Qualifier")
     check_new_trigger(services.function(key.function), services.triggers_of(key.function), key)
@@ -171,21 +169,22 @@ def _dead_letter_topic(key: TriggerKey) -> str:
 
 async def _prepare(services: Services, source: KafkaSource, dead_letters: str) -> None:
     """Make all that must be there before the trigger is: the topic is known, start offsets are pinned, dead letters have a place."""
-    own = source.bootstrap_servers == services.bootstrap_servers
+    own = source.bootstrap_servers in ("", services.bootstrap_servers)
+    shown = source.bootstrap_servers or services.bootstrap_servers
     try:
         async with asyncio.timeout(BROKER_S):
             partitions = await services.sources.partitions(source.bootstrap_servers, source.topic)
             if partitions is None:
                 raise BadRequest(
                     "ResourceNotFound.Ckafka",
-                    f"topic {source.topic!r} does not exist on {source.bootstrap_servers}; create it first",
+                    f"topic {source.topic!r} does not exist on {shown}; create it first",
                 )
             await services.sources.pin_offsets(source.bootstrap_servers, source.group_id, source.topic, source.start)
             await services.sources.make_dead_letter_topic(dead_letters, min(partitions, DEAD_LETTER_PARTITIONS))
     except (TimeoutError, BrokerUnavailable) as exc:
         raise BadRequest(
             "InternalError.Ckafka" if own else "InvalidParameterValue.Ckafka",
-            f"Kafka did not answer within {BROKER_S:g} s at {source.bootstrap_servers}"
+            f"Kafka did not answer within {BROKER_S:g} s at {shown}"
             f" ({str(exc) or 'no broker is reachable'}); {'see penstock status' if own else 'check bootstrapServers'}, then try again",
         ) from exc
 

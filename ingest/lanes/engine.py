@@ -18,7 +18,7 @@ from infra.kafka.consumer import Assigned, ConsumerEvents, Mark, Record
 from infra.telemetry import get_logger
 from ingest.deadletter import DeadLetter
 from ingest.lanes import marks
-from ingest.lanes.event import EventBuilder
+from ingest.lanes.event import CkafkaEvents
 from ingest.lanes.lanes import LaneSet
 from ingest.lanes.policy import WAITING_FOR, LanePolicy, Ordering
 from ingest.lanes.run import Owned, Run
@@ -105,7 +105,7 @@ class LaneEngine:
             LanePolicy(Ordering(kafka.ordering), kafka.concurrency, kafka.batch, kafka.retries), jitter
         )
         self._submit, self._bury, self._ended = submit, bury, ended
-        self._events = EventBuilder(kafka.topic)
+        self._events = CkafkaEvents(kafka.topic)
         self._source = source(self)
         self._loop = asyncio.get_running_loop()
         self._high = max(512, 2 * kafka.concurrency * kafka.batch)
@@ -197,16 +197,16 @@ class LaneEngine:
             self._commit_due = self._loop.call_later(COMMIT_S, self._commit_later)
 
     def _dispatch(self, run: Run) -> None:
-        event = self._events.build(run.records)
-        while len(event) > SYNC_EVENT_BYTES and len(run.records) > 1:
-            self.lanes.trim(run, len(run.records) // 2)
-            event = self._events.build(run.records)
-        if len(event) > SYNC_EVENT_BYTES:
-            text = f"the record makes an event of {len(event)} bytes; the limit is {SYNC_EVENT_BYTES}"
+        event, count = self._events.build(run.records)
+        if count == 0:
+            text = f"the record makes an event of more than {SYNC_EVENT_BYTES} bytes"
             error = json.dumps({"errorCode": 406, "errorMessage": text, "statusCode": 406}).encode()
+            self.lanes.trim(run, 1)
             self.lanes.reject(run, RunStatus.EVENT_TOO_LARGE, error)
             self._turn()
             return
+        if count < len(run.records):
+            self.lanes.trim(run, count)
         self._submit(
             self.key.function,
             self.record.qualifier,

@@ -22,6 +22,7 @@ from sandbox.runner import kernel, rootfs
 def main() -> None:
     """Build the tree, leave the namespaces, exec; a failure is told to the agent in one message."""
     kernel.die_with_parent()
+    os.umask(0o022)  # what is made below is read by the node's user
     control, settings_fd = int(sys.argv[1]), int(sys.argv[2])
     with os.fdopen(os.dup(settings_fd), "rb") as file:
         file.seek(0)

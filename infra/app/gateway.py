@@ -1,0 +1,186 @@
+"""The gateway process: `python -m infra.app.gateway --data-dir D --slot gateway-1`. Cloud API, lanes, router."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+
+from infra import clock
+from infra.app.process import Process, every, main, wait_for_kafka
+from infra.credentials import credentials, fabric_key
+from infra.kafka.admin import Admin
+from infra.kafka.producer import Producer
+from infra.kafka.scan import Scanner
+from infra.kafka.tables import TableReader
+from infra.loopback import HOST
+from infra.metrics import MetricRegistry
+from infra.objectstore.store import ObjectStore
+from infra.settings import store_address
+from ingest.api.adapters import CredentialsKeys, KafkaCommands, KafkaLaneStates, StoredCode
+from ingest.api.background import BackgroundWork
+from ingest.api.calls import Api
+from ingest.api.kafka_logs import KafkaLogs
+from ingest.api.kafka_sources import KafkaSources
+from ingest.api.registry import Registry
+from ingest.api.server import ApiServer
+from ingest.api.services import Services
+from ingest.deadletter import DeadIndex, DeadLetterSink
+from ingest.triggers import TriggerManager
+from router.agents import AgentPool
+from router.counts import Counts
+from router.dispatch import Dispatcher
+from router.functions import Resolver
+from schemas import avro, topics
+from schemas.errors import ConfigError
+from schemas.records import Member
+
+WINDOW_MS = 250
+HEARTBEAT_S = 2.0
+STREAMS_STALE_MS = 10_000
+_TABLES = (
+    topics.FUNCTIONS, topics.TRIGGERS, topics.MEMBERS, topics.ACTIVITY, topics.LANES, topics.OUTCOMES,
+)  # fmt: skip
+
+
+class Gateway:
+    """All parts of one gateway, made and wired in order."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._settings = process.settings
+        self._term = clock.unix_ms()
+        self._window = 0
+        cluster = process.cluster
+        self._producer = Producer(cluster, client_id=process.slot, linger_ms=0.5)
+        self._tables = TableReader(
+            cluster, [t for t in topics.TOPICS if t.name in _TABLES], from_end=frozenset([topics.OUTCOMES])
+        )
+        self._counts = Counts()
+        identity = {"kind": "gateway", "slot": process.slot, "term": self._term}
+        self._agents = AgentPool(fabric_key(self._settings.data_dir), identity, self._agents_changed)
+        self._dispatcher: Dispatcher | None = None
+
+    async def run(self) -> None:
+        """Serve until cancelled; then stop taking, finish what runs, commit, close."""
+        cluster, settings = self._process.cluster, self._settings
+        if settings.port is None:
+            raise ConfigError("no port for the cloud API: set PENSTOCK_PORT, or start this process by `penstock up`")
+        async with AsyncExitStack() as stack:
+            await self._producer.start()
+            stack.push_async_callback(self._producer.close, 3.0)
+            await self._tables.start()
+            stack.push_async_callback(self._tables.close)
+            view = self._tables.view
+            functions = Registry(view(topics.FUNCTIONS), clock.mono_s)
+            triggers = Registry(view(topics.TRIGGERS), clock.mono_s)
+            dispatcher = Dispatcher(Resolver(functions, region=settings.region), self._counts, self._agents)
+            self._dispatcher = dispatcher
+            members = view(topics.MEMBERS)
+            members.subscribe(self._agents.member_changed)
+            for key, member in list(members.items().items()):
+                self._agents.member_changed(key, member)
+            stack.callback(self._agents.close)
+            address = store_address(settings)
+            store = ObjectStore(
+                address.endpoint, address.keys.access_key, address.keys.secret_key, region=address.region
+            )
+            stack.push_async_callback(store.close)
+            scanner, admin, background, sources = (
+                Scanner(cluster),
+                Admin(cluster),
+                BackgroundWork(),
+                KafkaSources(cluster),
+            )
+            dead = DeadIndex(admin, scanner)
+            for close in (scanner.close, background.close):
+                stack.push_async_callback(close)
+            stack.callback(admin.close)
+            stack.callback(sources.close)
+            manager = TriggerManager(
+                view(topics.TRIGGERS),
+                dispatcher.submit,
+                DeadLetterSink(self._producer),
+                self._producer,
+                cluster=cluster,
+                slot=self._process.slot,
+                term=self._term,
+                counts=self._counts,
+            )
+            own = credentials(settings.data_dir)
+            services = Services(
+                functions=functions,
+                triggers=triggers,
+                commands=KafkaCommands(self._producer, view(topics.OUTCOMES)),
+                code=StoredCode(store, bucket=address.bucket),
+                invoker=dispatcher,
+                sources=sources,
+                lanes=KafkaLaneStates(view(topics.LANES), own=manager.status, gateway=self._process.slot),
+                dead=dead,
+                logs=KafkaLogs(admin, scanner, clock.mono_s),
+                activity=view(topics.ACTIVITY),
+                members=members,
+                background=background,
+                clock=clock,
+                region=settings.region,
+                bootstrap_servers=cluster.bootstrap_servers,
+            )
+            metrics = MetricRegistry()
+            server = ApiServer(Api(services, CredentialsKeys(own), metrics), metrics, self, pages={})
+            await server.start(HOST, settings.port)
+            stack.push_async_callback(server.close)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._agents.run())
+                group.create_task(manager.run())
+                group.create_task(every(0.2, self._tick))
+                group.create_task(every(WINDOW_MS / 1000, self._report))
+                group.create_task(every(HEARTBEAT_S, self._heartbeat))
+
+    def parts(self) -> Mapping[str, bool]:
+        """What /readyz says."""
+        now = clock.unix_ms()
+        members = self._tables.view(topics.MEMBERS).items()
+        streams = [m for m in members.values() if m.kind == "streams" and now - m.unix_ms < STREAMS_STALE_MS]
+        return {"streams": bool(streams), "agent": bool(self._agents.links)}
+
+    def _agents_changed(self) -> None:
+        if self._dispatcher is not None:
+            self._dispatcher.agents_changed()
+
+    def _tick(self) -> None:
+        if self._dispatcher is not None:
+            self._dispatcher.tick()
+
+    def _report(self) -> None:
+        self._window += 1
+        windows = self._counts.close_windows(
+            gateway=self._process.slot,
+            term=self._term,
+            number=self._window,
+            unix_ms=clock.unix_ms(),
+            span_ms=WINDOW_MS,
+        )
+        for window in windows:
+            self._producer.send_nowait(topics.INVOCATIONS, key=window.key.encode(), value=avro.encode(window))
+
+    def _heartbeat(self) -> None:
+        detail = json.dumps({"pid": os.getpid()})
+        address = f"tcp:{HOST}:{self._settings.port}"
+        member = Member(
+            "gateway", self._process.slot, self._settings.host, self._settings.zone, address, self._term,
+            clock.unix_ms(), detail,
+        )  # fmt: skip
+        key = f"gateway/{self._process.slot}".encode()
+        self._producer.send_nowait(topics.MEMBERS, key=key, value=avro.encode(member))
+
+
+async def run(process: Process) -> None:
+    """Wait for Kafka, then serve."""
+    await wait_for_kafka(process.cluster)
+    await Gateway(process).run()
+
+
+if __name__ == "__main__":
+    main(run)
