@@ -32,6 +32,7 @@ _U32 = struct.Struct("!I")
 _CHUNK = 256 * 1024
 _LOG_CHUNK = 32 * 1024
 _COALESCE_S = 0.0002
+_COALESCE_FRAMES = 7
 _REPLY_LIMIT = 6 * 1024 * 1024
 _FRAME_LIMIT = 8 * 1024 * 1024
 
@@ -67,6 +68,11 @@ class Channel:
     def has_next(self) -> bool:
         """True when a whole frame is here already."""
         return bool(self._frames)
+
+    @property
+    def can_wait(self) -> bool:
+        """True when a frame may be put off: another is at hand, and the agent does not run out of answers meanwhile."""
+        return bool(self._frames) and len(self._out) < _COALESCE_FRAMES
 
     def next(self) -> tuple[int, bytes]:
         """The next frame; waits for it. SystemExit when the agent is gone."""
@@ -226,7 +232,7 @@ class Worker:
         err.finish()
         peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         frame = _DONE.pack(len(body) + 10, DONE, corr, outcome, peak_kib) + body
-        if batched and self._channel.has_next and time.monotonic() - began < _COALESCE_S:
+        if batched and self._channel.can_wait and time.monotonic() - began < _COALESCE_S:
             self._channel.put_off(frame)
         else:
             self._channel.send(frame)

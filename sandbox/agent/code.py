@@ -1,0 +1,68 @@
+"""The code module: is a package fit to run? A consumer of its own step topic (DESIGN.md section 3), idempotent.
+
+User code is read here, never run: the source is parsed by a jailed worker.
+"""
+
+from __future__ import annotations
+
+from sandbox.agent.codecache import CodeCache
+from sandbox.agent.nodes import Nodes
+from schemas.errors import BadPackage, ObjectNotFound, PackageCorrupt
+from schemas.frames import Spec
+from schemas.ids import FunctionKey
+from schemas.records import FunctionConfig, StatusReason, StepCommand
+
+BAD_ZIP = "InvalidParameterValue.ZipFile"
+NO_PACKAGE = "ResourceNotFound.Code"
+
+
+class CodeModule:
+    """Answers steps of module `code`."""
+
+    def __init__(self, nodes: Nodes, cache: CodeCache) -> None:
+        self._nodes, self._cache = nodes, cache
+
+    async def handle(self, step: StepCommand) -> tuple[StatusReason, ...]:
+        """Fetch, unpack and check the package of a step's configuration.
+
+        Returns:
+            Why it can't run, nothing when it can. The package is then in this host's cache, and the tenant has a node here.
+
+        Raises:
+            StoreUnavailable, WorkerStartFailed: try again later.
+        """
+        if step.config is None:
+            return (StatusReason("InvalidParameter", f"step {step.operation} of module code names no configuration"),)
+        try:
+            lease = await self._cache.hold(step.config.code_sha256)
+        except (BadPackage, PackageCorrupt) as exc:
+            return (StatusReason(BAD_ZIP, f"the package is refused: {exc}"),)
+        except ObjectNotFound:
+            return (StatusReason(NO_PACKAGE, "the package is not in the object store: upload it again"),)
+        try:
+            spec = _spec(FunctionKey.parse(step.key), step.config)
+            node = await self._nodes.hold(spec.appid)
+            try:
+                return await node.node.check_code(spec, lease.path)
+            finally:
+                node.release()
+        finally:
+            lease.release()
+
+
+def _spec(key: FunctionKey, config: FunctionConfig) -> Spec:
+    return Spec(
+        appid=key.appid,
+        uin="",
+        namespace=key.namespace,
+        function=key.name,
+        version=config.version,
+        code_sha256=config.code_sha256,
+        handler=config.handler,
+        runtime=config.runtime,
+        memory_mib=config.memory_mib,
+        timeout_s=config.timeout_s,
+        init_timeout_s=config.init_timeout_s,
+        region="",
+        environment=config.environment,
+    )

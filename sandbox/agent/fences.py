@@ -1,0 +1,86 @@
+"""Who owns a source partition: before a newer epoch of it runs here, what is left of older ones is ended.
+
+DESIGN.md section 8, "Ownership": an orphan (work of a gateway that lost the partition, or died) never runs beside its successor.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+from infra.clock import mono_s
+from sandbox.agent.calls import Call, FlowEntry, Ownership
+from schemas.runstatus import RunStatus
+
+REMEMBERED: Final = 100_000
+_OVERTAKEN: Final = "a newer owner of the partition has taken over"
+
+
+class Fences:
+    """Newest epoch of every (trigger, partition) that this agent has met."""
+
+    def __init__(self) -> None:
+        self._owners: OrderedDict[tuple[str, int], Ownership] = OrderedDict()
+
+    def declare(self, trigger: str, partition: int, epoch: int, now: float) -> FlowEntry:
+        """A connection says that it acts for this epoch. Calls of older epochs are ended; those of this one wait until they are gone."""
+        key = (trigger, partition)
+        owner = self._owners.get(key)
+        if owner is None:
+            owner = self._owners[key] = Ownership(epoch)
+            self._forget_some()
+        self._owners.move_to_end(key)
+        if epoch > owner.epoch:
+            owner.epoch = epoch
+            overtaken, owner.held = owner.held, []
+            for call in overtaken:
+                self._refuse(call, now)
+            owner.older |= owner.calls
+            for call in list(owner.calls):
+                call.pool.end(call, RunStatus.CANCELLED, _OVERTAKEN, now)
+        return FlowEntry(owner, epoch)
+
+    def admit(self, call: Call, now: float) -> bool:
+        """True when the call may go to its pool now; else it is held, or was answered because its owner has been overtaken."""
+        flow = call.flow
+        if flow is None:
+            return True
+        owner = flow.ownership
+        if flow.epoch < owner.epoch:
+            self._refuse(call, now)
+            return False
+        if owner.older:
+            owner.held.append(call)
+            return False
+        owner.calls.add(call)
+        return True
+
+    def left(self, call: Call) -> None:
+        """A call was answered. When it was the last of the older epochs, what was held goes to its pools."""
+        if call.flow is None:
+            return
+        owner = call.flow.ownership
+        owner.calls.discard(call)
+        if owner.older:
+            owner.older.discard(call)
+            if not owner.older:
+                held, owner.held = owner.held, []
+                now = mono_s()
+                for waiting in held:
+                    if self.admit(waiting, now):
+                        waiting.pool.submit(waiting, now)
+
+    def drop_held(self, calls: set[Call]) -> None:
+        """These calls' connection is gone."""
+        for flow in {call.flow for call in calls if call.flow is not None}:
+            flow.ownership.held = [c for c in flow.ownership.held if c not in calls]
+
+    def _refuse(self, call: Call, now: float) -> None:
+        call.link.refuse(call, RunStatus.CANCELLED, _OVERTAKEN, now)
+
+    def _forget_some(self) -> None:
+        if len(self._owners) > REMEMBERED:
+            for key, owner in self._owners.items():
+                if not owner.calls and not owner.held:
+                    del self._owners[key]
+                    return
