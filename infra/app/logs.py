@@ -19,6 +19,7 @@ from schemas.errors import ApiUnavailable, BadRequest
 _PAGE_LINES: Final = 5_000
 _WAIT_MS: Final = 5_000
 _GIVE_UP_S: Final = 60.0
+_PAUSE_S: Final = 0.5
 
 
 class Api(Protocol):
@@ -62,12 +63,12 @@ def pages(
         except (ApiUnavailable, BadRequest) as exc:
             if not (follow and cursor and _may_pass(exc)):
                 raise
-            now_s = clock.mono_s()
-            away_since_s = now_s if away_since_s is None else away_since_s
-            if now_s - away_since_s > give_up_s:
+            if away_since_s is None:
+                away_since_s = clock.mono_s()
+                note("penstock: the fabric does not answer; waiting for it")
+            if clock.mono_s() - away_since_s > give_up_s:
                 raise
-            note("penstock: the fabric does not answer; waiting for it")
-            time.sleep(1)
+            time.sleep(_PAUSE_S)
             continue
         away_since_s = None
         cursor = str(answer["Cursor"])

@@ -39,6 +39,7 @@ OBJECTSTORE: Final = "objectstore"
 # From SIGTERM to SIGKILL; one after another they make ten seconds.
 _STOP_S: Final = {GATEWAY: 3.0, STREAMS: 2.0, AGENT: 2.0, OBJECTSTORE: 0.5, KAFKA: 2.5}
 _PROBE_S: Final = 2.0
+_FIRST_PROBE_S: Final = 0.25
 
 
 def own_command(kind: str, folder: FabricFolder, slot: str) -> list[str]:
@@ -88,6 +89,7 @@ class Stack:
         self.broker = None if settings.bootstrap_servers else Broker(folder.path / "kafka", port=settings.kafka_port)
         self.store = None if settings.s3_endpoint else EmbeddedStore(folder.path / "store", port=settings.s3_port)
         self._first_commands: dict[str, list[str]] = {}
+        self._broker_patience_s = _FIRST_PROBE_S
         taken: list[int] = [] if asked is None else [asked]
         if self.broker is not None:
             self._first_commands[KAFKA] = self.broker.prepare()
@@ -156,6 +158,7 @@ class Stack:
 
     def _vendor(self, name: str, again: Callable[[], list[str]], probe: Any, order: int) -> ChildSpec:
         def command() -> list[str]:
+            self._broker_patience_s = _FIRST_PROBE_S
             return self._first_commands.pop(name, None) or again()
 
         environ = dict[str, str] if name == KAFKA else self._store_environment
@@ -184,8 +187,11 @@ class Stack:
         assert self.broker is not None
         if not accepts(self.broker.port):
             return False
+        # A broker that has just begun to listen may leave its first caller without an answer: ask again soon, then more patiently.
+        patience_s = self._broker_patience_s
+        self._broker_patience_s = min(2 * patience_s, _PROBE_S)
         with suppress(DependencyError):
-            await asyncio.to_thread(self.broker.probe, _PROBE_S)
+            await asyncio.to_thread(self.broker.probe, patience_s)
             return True
         return False
 

@@ -124,7 +124,6 @@ class Fabric:
 
     async def run(self) -> ExitStatus:
         """Start, watch, stop; returns when nothing of it runs any more."""
-        os.umask(0o077)
         lock = UpLock(self._folder)
         try:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -185,12 +184,14 @@ class Fabric:
             ) from None
 
     async def _become_ready(self, stack: Stack, supervisor: Supervisor) -> None:
-        async with asyncio.TaskGroup() as group:
-            if stack.broker is not None:
-                await supervisor.ready(["kafka"], timeout_s=_START_S)
-                self._lap("broker")
-                group.create_task(self._timed("warm-up", asyncio.to_thread(stack.broker.warm_up)))
-            group.create_task(self._timed("topics", provision(stack)))
+        if stack.broker is not None:
+            await supervisor.ready(["kafka"], timeout_s=_START_S)
+            self._lap("broker")
+        await provision(stack)
+        self._lap("topics")
+        if stack.broker is not None:  # not at the same time: that takes two seconds more, now and then
+            await asyncio.to_thread(stack.broker.warm_up)
+            self._lap("warm-up")
         names = [status.name for status in supervisor.statuses()]
         await supervisor.ready(names, timeout_s=_START_S)
         self._lap("processes")
@@ -311,12 +312,6 @@ class Fabric:
         now_s = clock.mono_s()
         self._startup[part] = round(now_s - self._lap_s, 3)
         self._lap_s = now_s
-
-    async def _timed(self, part: str, work: Awaitable[None]) -> None:
-        began_s = clock.mono_s()
-        await work
-        self._startup[part] = round(clock.mono_s() - began_s, 3)
-        self._lap_s = clock.mono_s()
 
     def _say(self, text: str) -> None:
         if not self._as_json:
