@@ -20,6 +20,7 @@ from sandbox.agent.codecache import DEFAULT_BYTES, CodeCache, PackageSource
 from sandbox.agent.fences import Fences
 from sandbox.agent.gatewaylink import GatewayLink
 from sandbox.agent.host import Host, HostLimits
+from sandbox.agent.journal import Journal
 from sandbox.agent.logs import LogShipper
 from sandbox.agent.membership import Membership, RecordSink
 from sandbox.agent.nodes import Nodes
@@ -61,7 +62,7 @@ class Agent:
     def __init__(self, config: AgentConfig, *, driver: NodeDriver, store: PackageSource, producer: RecordSink) -> None:
         self._config, self._driver = config, driver
         self._recent = RecentBlocks(config.folder / "logs", limit_bytes=config.recent_log_bytes)
-        self._shipper = LogShipper(config.member_id, producer, self._recent)
+        self._shipper = LogShipper(config.member_id, producer, self._recent, Journal(config.folder / "logs"))
         self._cache = CodeCache(config.folder / "code", store, bucket=config.bucket, limit_bytes=config.cache_bytes)
         self._nodes = Nodes(driver)
         self.host = Host(config.limits, self._nodes, Starter(self._nodes, self._cache), self._shipper)
@@ -102,6 +103,7 @@ class Agent:
         await self._driver.start()
         await self._cache.start()
         self._recent.start()
+        self._shipper.recover()
         self.host.start()
         self._server.start()
         log.info("the host agent listens", address=self.address, **self._driver_facts())
@@ -119,6 +121,7 @@ class Agent:
         await self._cache.close()
         await self._driver.close()
         self._shipper.flush()
+        await self._shipper.drain(2.0)
         await asyncio.to_thread(self._recent.close)
 
     def closed(self, link: GatewayLink) -> None:
