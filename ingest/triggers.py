@@ -1,47 +1,95 @@
-"""Triggers at work: from the registry's view to running engines. The trouble of one trigger never touches another."""
+"""Triggers at work: from the registry's view to running engines. The trouble of one trigger never touches another.
+
+Each enabled Kafka trigger has a *keeper*: a task that starts its engine, starts it again when what it was made of changes or when it fails (after 1 s × 2, at
+most 30 s), and closes it when the trigger is paused or deleted. After a deletion nothing of it is left that could commit, so its consumer group,
+once deleted, stays deleted.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Final, Protocol
 
 from infra.clock import mono_s, unix_ms
 from infra.kafka.clients import Cluster
 from infra.kafka.consumer import ConsumerEvents, GroupConsumer
-from infra.kafka.producer import Producer
-from infra.kafka.tables import TableView
 from infra.telemetry import get_logger
-from ingest.deadletter import DeadLetterSink
+from ingest.deadletter import DeadLetterSink, trigger_key
 from ingest.lanes import marks
-from ingest.lanes.engine import LaneEngine, Submit
+from ingest.lanes.engine import LaneEngine, Source, Submit
 from router.counts import Counts
 from schemas import avro
-from schemas.errors import PenstockError
-from schemas.records import LaneStatus, TriggerRecord
+from schemas.errors import ConfigError, PenstockError, PlatformError
+from schemas.ids import FunctionKey
+from schemas.records import LanePartition, LaneStatus, TriggerRecord
 from schemas.topics import LANES
 
 _LOG = get_logger("ingest.triggers")
-STARTS_AT_ONCE = 8
-RESTART_FIRST_S, RESTART_LIMIT_S = 1.0, 30.0
-PUBLISH_S = 1.0
-REPEAT_S = 10.0
+STARTS_AT_ONCE: Final = 8
+JOIN_S: Final = 3.0
+"""How long a starting engine keeps its place among those that start at once."""
+RESTART_FIRST_S: Final = 1.0
+RESTART_LIMIT_S: Final = 30.0
+STEADY_S: Final = 60.0
+"""An engine that ran so long begins the row of restart pauses anew."""
+PUBLISH_S: Final = 1.0
+REPEAT_S: Final = 10.0
+"""An unchanged state is published again so often, so that a reader knows that its gateway lives."""
 
 
-@dataclass(slots=True)
-class _Failed:
-    """A trigger whose engine ended by itself: when it is tried again."""
+class Triggers(Protocol):
+    """The registry's view of triggers (infra.kafka.tables.TableView)."""
 
-    why: str
-    again_mono_s: float
-    pause_s: float
+    def items(self) -> Mapping[str, TriggerRecord]:
+        """All, by `appid/namespace/function/name`."""
+        ...
+
+    def subscribe(self, callback: Callable[[str, TriggerRecord | None], None]) -> None:
+        """Called on the loop for each later change; None when it was deleted."""
+        ...
+
+
+class Publish(Protocol):
+    """infra.kafka.producer.Producer, as far as it is needed."""
+
+    def send_nowait(self, topic: str, *, key: bytes | None, value: bytes | None) -> bool:
+        """False when it could not be taken."""
+        ...
+
+
+OpenSource = Callable[[TriggerRecord, ConsumerEvents], Source]
+
+
+def kafka_source(cluster: Cluster, slot: str) -> OpenSource:
+    """Consumers of triggers, each a static member `slot` of its trigger's group. A trigger that names no brokers reads from `cluster`; no other
+    cluster gets `cluster`'s options, which may hold its credentials.
+    """
+
+    def open_source(record: TriggerRecord, events: ConsumerEvents) -> Source:
+        source = record.kafka
+        assert source is not None
+        own = source.bootstrap_servers in ("", cluster.bootstrap_servers)
+        return GroupConsumer(
+            cluster if own else Cluster(source.bootstrap_servers),
+            topic=source.topic,
+            group_id=source.group_id,
+            instance_id=slot,
+            events=events,
+            loop=asyncio.get_running_loop(),
+            parse_epoch=marks.parse_epoch,
+        )
+
+    return open_source
 
 
 class TriggerManager:
     """Keeps one engine for each enabled Kafka trigger of the view.
 
     Args:
-        triggers: the registry's view.
+        triggers: the registry's view; other types than Kafka triggers are ignored.
         submit: where runs go (Dispatcher.submit).
         sink: where dead letters go.
         producer: for the published states.
@@ -49,139 +97,232 @@ class TriggerManager:
         slot: this gateway's name; the static member id of its consumers.
         term: of this process.
         counts: where retried and dead records are counted.
+        open_source: instead of Kafka, in tests.
     """
 
     def __init__(
         self,
-        triggers: TableView[TriggerRecord],
+        triggers: Triggers,
         submit: Submit,
         sink: DeadLetterSink,
-        producer: Producer,
+        producer: Publish,
         *,
         cluster: Cluster,
         slot: str,
         term: int,
         counts: Counts,
+        open_source: OpenSource | None = None,
     ) -> None:
         self._triggers, self._submit, self._sink, self._producer = triggers, submit, sink, producer
-        self._cluster, self._slot, self._term, self._counts = cluster, slot, term, counts
-        self._engines: dict[str, LaneEngine] = {}
-        self._failed: dict[str, _Failed] = {}
+        self._slot, self._term, self._counts = slot, term, counts
+        self._open = open_source or kafka_source(cluster, slot)
+        self._keepers: dict[str, _Keeper] = {}
+        self._gate = asyncio.Semaphore(STARTS_AT_ONCE)
         self._published: dict[str, tuple[LaneStatus, float]] = {}
-        self._told: dict[str, tuple[int, int]] = {}
-        self._wake = asyncio.Event()
-        triggers.subscribe(lambda _key, _record: self._wake.set())
+        self._waiting: frozenset[FunctionKey] = frozenset()
+        self._group: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
-        """Follow the view until cancelled; then stop all engines."""
-        try:
+        """Follow the view until cancelled; then stop all engines, at once."""
+        async with asyncio.TaskGroup() as self._group:
+            self._triggers.subscribe(self._changed)
+            for key, record in list(self._triggers.items().items()):
+                self._changed(key, record)
             while True:
-                self._wake.clear()
-                await self._converge()
+                self._count()
                 self._publish()
-                try:
-                    async with asyncio.timeout(PUBLISH_S):
-                        await self._wake.wait()
-                except TimeoutError:
-                    continue
-        finally:
-            await asyncio.gather(*(e.close() for e in self._engines.values()), return_exceptions=True)
+                await asyncio.sleep(PUBLISH_S)
 
     def status(self) -> list[LaneStatus]:
-        """What this gateway knows now of every trigger it runs."""
+        """What this gateway knows now of every Kafka trigger."""
         now = unix_ms()
-        running = [
-            LaneStatus(key, self._slot, self._term, now, engine.state, engine.status())
-            for key, engine in self._engines.items()
+        return [
+            LaneStatus(key, self._slot, self._term, now, keeper.state, keeper.partitions())
+            for key, keeper in self._keepers.items()
         ]
-        failed = [LaneStatus(key, self._slot, self._term, now, f"failed: {f.why}") for key, f in self._failed.items()]
-        return running + failed
 
-    async def _converge(self) -> None:
-        wanted = {k: r for k, r in self._triggers.items().items() if r.kafka is not None and r.enabled}
-        stale = [k for k, e in self._engines.items() if k not in wanted or wanted[k].seq != e.record.seq]
-        await asyncio.gather(*(self._stop(key) for key in stale))
-        for key in [k for k in self._failed if k not in wanted]:
-            del self._failed[key]
-        now = mono_s()
-        for key, record in wanted.items():
-            failed = self._failed.get(key)
-            if key not in self._engines and (failed is None or failed.again_mono_s <= now):
-                self._start(key, record)
+    def engine(self, key: str) -> LaneEngine | None:
+        """The running engine of a trigger."""
+        keeper = self._keepers.get(key)
+        return keeper.engine if keeper is not None else None
 
-    def _start(self, key: str, record: TriggerRecord) -> None:
-        engine = LaneEngine(
+    def _changed(self, key: str, record: TriggerRecord | None) -> None:
+        keeper = self._keepers.get(key)
+        wanted = record if record is not None and record.kafka is not None else None
+        if keeper is not None:
+            keeper.want(wanted)
+        elif wanted is not None and self._group is not None:
+            self._keepers[key] = keeper = _Keeper(wanted, self._make, self._gate)
+            self._group.create_task(self._keep(key, keeper))
+
+    async def _keep(self, key: str, keeper: _Keeper) -> None:
+        try:
+            await keeper.run()
+        finally:
+            del self._keepers[key]
+
+    def _make(self, record: TriggerRecord, ended: Callable[[PenstockError], None]) -> LaneEngine:
+        return LaneEngine(
             record,
             submit=self._submit,
             bury=self._sink.put,
-            source=lambda events: self._consumer(record, events),
+            source=lambda events: self._open(record, events),
             jitter=random.random,
-            ended=lambda error: self._engine_ended(key, error),
+            ended=ended,
         )
-        self._engines[key] = engine
-        engine.start()
-        _LOG.info("trigger started", trigger=key)
-
-    def _consumer(self, record: TriggerRecord, events: ConsumerEvents) -> GroupConsumer:
-        source = record.kafka
-        assert source is not None
-        own = source.bootstrap_servers in ("", self._cluster.bootstrap_servers)
-        return GroupConsumer(
-            self._cluster if own else Cluster(source.bootstrap_servers),
-            topic=source.topic,
-            group_id=source.group_id,
-            instance_id=self._slot,
-            events=events,
-            loop=asyncio.get_running_loop(),
-            parse_epoch=marks.parse_epoch,
-        )
-
-    async def _stop(self, key: str) -> None:
-        await self._engines[key].close()
-        del self._engines[key]
-        self._told.pop(key, None)
-        _LOG.info("trigger stopped", trigger=key)
-
-    def _engine_ended(self, key: str, error: PenstockError) -> None:
-        before = self._failed.get(key)
-        pause_s = min(before.pause_s * 2, RESTART_LIMIT_S) if before is not None else RESTART_FIRST_S
-        self._failed[key] = _Failed(str(error), mono_s() + pause_s, pause_s)
-        engine = self._engines.pop(key, None)
-        _LOG.error("trigger failed", trigger=key, error=str(error), again_in_s=pause_s)
-        if engine is not None:
-            asyncio.get_running_loop().call_soon(self._close_soon, engine)
-
-    def _close_soon(self, engine: LaneEngine) -> None:
-        task = asyncio.get_running_loop().create_task(engine.close())
-        _CLOSING.add(task)
-        task.add_done_callback(_CLOSING.discard)
 
     def _publish(self) -> None:
         now = mono_s()
-        self._count()
         current = {status.key: status for status in self.status()}
         for key in [k for k in self._published if k not in current]:
-            del self._published[key]
-            self._producer.send_nowait(LANES, key=f"{self._slot}/{key}".encode(), value=None)
+            if self._producer.send_nowait(LANES, key=f"{self._slot}/{key}".encode(), value=None):
+                del self._published[key]
         for key, status in current.items():
             before, at_s = self._published.get(key, (None, 0.0))
-            if before is None or replace(before, unix_ms=0) != replace(status, unix_ms=0) or now - at_s > REPEAT_S:
+            if before is None or now - at_s > REPEAT_S or replace(before, unix_ms=0) != replace(status, unix_ms=0):
                 self._published[key] = (status, now)
                 self._producer.send_nowait(LANES, key=f"{self._slot}/{key}".encode(), value=avro.encode(status))
 
     def _count(self) -> None:
-        """Retries and dead letters since the last look, into the function's window."""
-        for key, engine in self._engines.items():
-            retried, dead = engine.lanes.retried, engine.lanes.dead
-            before = self._told.get(key, (0, 0))
-            if (retried, dead) != before or engine.lanes.held:
-                self._told[key] = (retried, dead)
-                count = self._counts.of(engine.key.function)
-                count.retried += retried - before[0]
-                count.dead += dead - before[1]
-                count.queued = max(0, engine.lanes.held - engine.lanes.in_flight)
+        """Retries and dead letters since the last look, and what waits, into the functions' windows."""
+        waiting: dict[FunctionKey, int] = dict.fromkeys(self._waiting, 0)
+        for keeper in self._keepers.values():
+            retried, dead = keeper.counted()
+            if retried or dead:
+                count = self._counts.of(keeper.function)
+                count.retried += retried
+                count.dead += dead
                 count.touched = True
+            if queued := keeper.waiting():
+                waiting[keeper.function] = waiting.get(keeper.function, 0) + queued
+        for function, queued in waiting.items():
+            count = self._counts.of(function)
+            count.queued, count.touched = queued, True
+        self._waiting = frozenset(function for function, queued in waiting.items() if queued)
 
 
-_CLOSING: set[asyncio.Task[None]] = set()
-"""Engines on their way out, kept from the garbage collector."""
+class _Keeper:
+    """One trigger of the view: what is wanted of it, and its engine."""
+
+    def __init__(
+        self,
+        record: TriggerRecord,
+        make: Callable[[TriggerRecord, Callable[[PenstockError], None]], LaneEngine],
+        gate: asyncio.Semaphore,
+    ) -> None:
+        self.engine: LaneEngine | None = None
+        self.function = trigger_key(record).function
+        self._wanted: TriggerRecord | None = record
+        self._make, self._gate = make, gate
+        self._wake = asyncio.Event()
+        self._error: PenstockError | None = None
+        self._retried = self._dead = 0
+
+    @property
+    def state(self) -> str:
+        """One of starting, running, paused, stopping, or `failed: ` and why."""
+        if self._error is not None:
+            return f"failed: {self._error}"
+        if self._wanted is None:
+            return "stopping"
+        if not self._wanted.enabled:
+            return "paused"
+        return "running" if self.engine is not None and self.engine.joined.is_set() else "starting"
+
+    def partitions(self) -> tuple[LanePartition, ...]:
+        """What the engine says of its partitions."""
+        return self.engine.status() if self.engine is not None else ()
+
+    def want(self, record: TriggerRecord | None) -> None:
+        """The trigger as it is to be from now on; None when it was deleted."""
+        if _made_of(record) != _made_of(self._wanted):
+            self._wake.set()
+        self._wanted = record
+
+    def waiting(self) -> int:
+        """Records taken in that are in no run."""
+        if self.engine is None:
+            return 0
+        lanes = self.engine.lanes
+        return max(0, lanes.held - sum(owner.out for owner in lanes.owned.values()))
+
+    def counted(self) -> tuple[int, int]:
+        """Retries and dead letters since the last call."""
+        if self.engine is not None:
+            lanes = self.engine.lanes
+            self._retried += lanes.retried
+            self._dead += lanes.dead
+            lanes.retried = lanes.dead = 0
+        counted = self._retried, self._dead
+        self._retried = self._dead = 0
+        return counted
+
+    async def run(self) -> None:
+        """Keep the trigger as it is wanted, until it is deleted."""
+        pause_s = RESTART_FIRST_S
+        while (record := self._wanted) is not None:
+            self._wake.clear()
+            self._error = None
+            if not record.enabled:
+                await self._wake.wait()
+                continue
+            began = mono_s()
+            try:
+                await self._work(record)
+            except PenstockError as exc:
+                self._error = exc
+            except Exception as exc:  # noqa: BLE001 - whatever it is, it is this trigger's alone
+                self._error = PlatformError(f"{type(exc).__name__}: {exc}")
+                _LOG.error("trigger broke", trigger=str(trigger_key(record)), exc_info=exc)
+            if self._error is not None:
+                pause_s = RESTART_FIRST_S if mono_s() - began > STEADY_S else pause_s
+                _LOG.error(
+                    "trigger failed", trigger=str(trigger_key(record)), error=str(self._error), again_in_s=pause_s
+                )
+                await self._rest(pause_s)
+                pause_s = min(2 * pause_s, RESTART_LIMIT_S)
+
+    async def _work(self, record: TriggerRecord) -> None:
+        """Run one engine until something else is wanted; raises what ended it."""
+        if record.kafka is not None and record.kafka.on_poison != "skip":
+            raise ConfigError(f"on_poison {record.kafka.on_poison!r} is not available in this release; skip is")
+        ended: list[PenstockError] = []
+
+        def end(error: PenstockError) -> None:
+            ended.append(error)
+            self._wake.set()
+
+        try:
+            async with self._gate:
+                self.engine = self._make(record, end)
+                self.engine.start()
+                await self._joined(self.engine)
+            _LOG.info("trigger started", trigger=str(trigger_key(record)))
+            await self._wake.wait()
+        finally:
+            if self.engine is not None:
+                await self.engine.close()
+                self._retried, self._dead = self.counted()
+                self.engine = None
+            _LOG.info("trigger stopped", trigger=str(trigger_key(record)))
+        if ended:
+            raise ended[0]
+
+    async def _joined(self, engine: LaneEngine) -> None:
+        try:
+            async with asyncio.timeout(JOIN_S):
+                await engine.joined.wait()
+        except TimeoutError:
+            return
+
+    async def _rest(self, pause_s: float) -> None:
+        try:
+            async with asyncio.timeout(pause_s):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+
+def _made_of(record: TriggerRecord | None) -> object:
+    """What an engine depends on; a change of anything else leaves it running."""
+    return None if record is None else (record.enabled, record.qualifier, record.kafka)

@@ -1,42 +1,45 @@
 """The thin edge around the lanes of one trigger: records in from the consumer's thread, runs out to the dispatcher, marks to the broker.
 
-Everything here runs on the event loop, by callbacks: no task per record. Results that arrive in one loop turn are answered by one look for
-what can start next. Back-pressure stops the hand-over when too much is buffered; nothing is dropped. The consumer is asked to commit at
-most each 50 ms, and at once when partitions leave.
+Everything runs on the event loop, by callbacks, with no task per record. Results that arrive in one turn of the loop are answered by one look
+for what can start next. When too much is buffered the consumer is told to hand over no more; nothing is ever dropped. Marks go to the
+consumer at most each 50 ms, and at once when partitions leave. A record's offset passes a dead letter only when that was acknowledged.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
-from infra.clock import mono_s
+from infra.clock import unix_ms
 from infra.kafka.consumer import Assigned, ConsumerEvents, Mark, Record
 from infra.telemetry import get_logger
 from ingest.deadletter import DeadLetter
 from ingest.lanes import marks
 from ingest.lanes.event import CkafkaEvents
+from ingest.lanes.explain import Around, partition_states
 from ingest.lanes.lanes import LaneSet
-from ingest.lanes.policy import WAITING_FOR, LanePolicy, Ordering
-from ingest.lanes.run import Owned, Run
-from schemas.errors import PenstockError
+from ingest.lanes.policy import LanePolicy, Ordering
+from ingest.lanes.run import Run
+from schemas.errors import PenstockError, PlatformError
 from schemas.frames import Flow, Result
 from schemas.ids import FunctionKey, TriggerKey
 from schemas.limits import SYNC_EVENT_BYTES
 from schemas.records import LanePartition, TriggerRecord
-from schemas.runstatus import ERROR_NAMES, RunStatus
+from schemas.runerror import error_body
+from schemas.runstatus import RunStatus
 
 _LOG = get_logger("ingest.lanes")
-COMMIT_S = 0.05
-REVOKE_S = 1.8
+COMMIT_S: Final = 0.05
+REVOKE_S: Final = 1.8
 """A little less than the consumer's thread waits, so that the last commit still goes with it."""
-CLOSE_S = 2.0
-BUFFERED_BYTES = 16 * 1024 * 1024
-ERROR_SHOWN_S = 10.0
-_NAMES = {int(status): name for status, name in ERROR_NAMES.items()}
+CLOSE_S: Final = 2.0
+BUFFERED_RECORDS: Final = 512
+BUFFERED_BYTES: Final = 16 * 1024 * 1024
+BURIALS_AT_ONCE: Final = 64
+ERROR_SHOWN_S: Final = 10.0
+_OK: Final = int(RunStatus.OK)
 
 
 class Submit(Protocol):
@@ -60,19 +63,29 @@ class Submit(Protocol):
 class Source(Protocol):
     """The consumer of the trigger (infra.kafka.consumer.GroupConsumer)."""
 
-    def start(self) -> None: ...
-    def commit(self, marks: Mapping[int, Mark]) -> None: ...
-    def hold(self) -> None: ...
-    def release(self) -> None: ...
-    async def close(self, timeout_s: float = 5.0) -> None: ...
-
-
-class Bury(Protocol):
-    """The dead-letter desk's way in (ingest.deadletter.DeadLetterSink.put)."""
-
-    async def __call__(self, letter: DeadLetter) -> None:
-        """Returns when the letter is acknowledged; raises a PenstockError when it is not."""
+    def start(self) -> None:
+        """Join the group."""
         ...
+
+    def commit(self, marks: Mapping[int, Mark]) -> None:
+        """Commit soon."""
+        ...
+
+    def hold(self) -> None:
+        """Hand over no more records."""
+        ...
+
+    def release(self) -> None:
+        """Hand over records again."""
+        ...
+
+    async def close(self, timeout_s: float = 5.0) -> None:
+        """Commit what is marked, end."""
+        ...
+
+
+Bury = Callable[[DeadLetter], Awaitable[None]]
+"""ingest.deadletter.DeadLetterSink.put: returns when the letter is acknowledged; raises a PenstockError when it is not."""
 
 
 class LaneEngine:
@@ -84,7 +97,7 @@ class LaneEngine:
         bury: where dead letters go.
         source: makes the consumer, given who is told.
         jitter: uniform in [0, 1).
-        ended: told once when the consumer ended for good, with the error.
+        ended: told once when the engine can't go on, with the error; whoever made it then closes it.
     """
 
     def __init__(
@@ -104,53 +117,75 @@ class LaneEngine:
         self.lanes = LaneSet(
             LanePolicy(Ordering(kafka.ordering), kafka.concurrency, kafka.batch, kafka.retries), jitter
         )
+        self.joined = asyncio.Event()
+        """Set by the first word of the consumer, good or bad."""
         self._submit, self._bury, self._ended = submit, bury, ended
+        self._function, self._qualifier = self.key.function, record.qualifier
         self._events = CkafkaEvents(kafka.topic)
         self._source = source(self)
         self._loop = asyncio.get_running_loop()
-        self._high = max(512, 2 * kafka.concurrency * kafka.batch)
+        self._high = max(BUFFERED_RECORDS, 2 * kafka.concurrency * kafka.batch)
         self._flows: dict[int, Flow] = {}
-        self._held = self._stopping = self._turning = False
+        self._held = self._stopping = self._turning = self._over = False
         self._leaving: list[tuple[frozenset[int], Callable[[], None]]] = []
         self._burials: set[asyncio.Task[None]] = set()
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_ms = 0.0
+        self._retry: asyncio.TimerHandle | None = None
         self._commit_due: asyncio.TimerHandle | None = None
-        self._error: tuple[str, float] = ("", 0.0)
+        self._broker_error: tuple[str, float] = ("", 0.0)
+        self._dead_letter_error = ""
 
     def start(self) -> None:
         """Join the group."""
         self._source.start()
 
     async def close(self) -> None:
-        """Start nothing more, let what runs finish for at most 2 s, commit, end. What was queued is read again by the next owner."""
+        """Start nothing more, let what runs finish for at most 2 s, commit, end. What was queued is the next owner's."""
         self._stopping = True
-        deadline = mono_s() + CLOSE_S
-        self.lanes.revoke(list(self.lanes.owned))
-        while not self.lanes.drained(self.lanes.owned) and mono_s() < deadline:  # noqa: ASYNC110 - once in a trigger's life
-            await asyncio.sleep(0.01)
+        if self._retry is not None:
+            self._retry.cancel()
+        partitions = frozenset(self.lanes.owned)
+        self.lanes.revoke(partitions)
+        drained = asyncio.Event()
+        if not self._over and not self.lanes.drained(partitions):
+            self._leaving.append((partitions, drained.set))
+            try:
+                async with asyncio.timeout(CLOSE_S):
+                    await drained.wait()
+            except TimeoutError:
+                _LOG.warning("stopped with runs out", trigger=str(self.key), runs=self.lanes.in_flight)
         self._commit()
-        for handle in (self._timer, self._commit_due):
-            if handle is not None:
-                handle.cancel()
         for burial in self._burials:
             burial.cancel()
         await asyncio.gather(*self._burials, return_exceptions=True)
+        if self._commit_due is not None:
+            self._commit_due.cancel()
         await self._source.close()
 
-    # ConsumerEvents
+    # ---------------------------------------------------------------------------------------------------- ConsumerEvents
 
     def assigned(self, partitions: dict[int, Assigned]) -> None:
         """Take partitions over where their last owner left off."""
+        self.joined.set()
+        if self._stopping:
+            return
         for partition, at in partitions.items():
-            self.lanes.assign(partition, at.epoch, at.offset, marks.decode(at.offset, at.metadata).finished)
+            finished = marks.decode(at.offset, at.metadata).finished
+            self.lanes.assign(partition, at.epoch, at.offset, finished)
             self._flows[partition] = Flow(str(self.key), partition, at.epoch)
+            _LOG.info(
+                "partition assigned", trigger=str(self.key), partition=partition, epoch=at.epoch, offset=at.offset
+            )
 
     def records(self, batch: list[Record]) -> None:
         """Take records in and start what can start."""
-        if not self._stopping:
+        if self._stopping:
+            return
+        self._broker_error = ("", 0.0)
+        try:
             self.lanes.offer(batch)
-            self._turn()
+        except Exception as exc:  # noqa: BLE001 - a fault of ours must not leave a trigger half dead
+            self._broke(exc)
+        self._turn()
 
     def revoking(self, partitions: frozenset[int], done: Callable[[], None]) -> None:
         """Drop what waits of these at once; when what runs is finished, or time is up, commit and let go."""
@@ -162,56 +197,71 @@ class LaneEngine:
 
     def lost(self, partitions: frozenset[int]) -> None:
         """They are another's already."""
+        _LOG.warning("partitions lost", trigger=str(self.key), partitions=sorted(partitions))
         self.lanes.release(partitions)
         self._turn()
 
     def failed(self, error: PenstockError) -> None:
-        """Temporary trouble is shown for a while; the end of the consumer is told upwards."""
-        self._error = (str(error), mono_s())
+        """Passing trouble is shown for a while; the end of the consumer is told upwards."""
+        self.joined.set()
+        self._broker_error = (str(error), self._loop.time())
         if not error.retryable:
-            self._ended(error)
+            self._end(error)
 
-    # what can start
+    # -------------------------------------------------------------------------------------------------- what can start
 
     def _turn(self) -> None:
-        """Look for work at the end of this loop turn, once."""
+        """Look for work at the end of this turn of the loop, once."""
         if not self._turning:
             self._turning = True
             self._loop.call_soon(self._work)
 
     def _work(self) -> None:
         self._turning = False
-        lanes, now_ms = self.lanes, mono_s() * 1000
-        if not self._stopping:
-            for run in lanes.take(now_ms):
-                self._dispatch(run)
-        for run in lanes.take_condemned():
-            burial = self._loop.create_task(self._bury_run(run))
-            self._burials.add(burial)
-            burial.add_done_callback(self._burials.discard)
-        for leaving in [x for x in self._leaving if lanes.drained(x[0])]:
+        try:
+            self._start_runs()
+        except Exception as exc:  # noqa: BLE001 - see `records`
+            self._broke(exc)
+        for leaving in [x for x in self._leaving if self.lanes.drained(x[0])]:
             self._let_go(leaving)
-        self._press()
-        self._wake_at(lanes.next_due_ms, now_ms)
         if self._commit_due is None and not self._stopping:
             self._commit_due = self._loop.call_later(COMMIT_S, self._commit_later)
 
+    def _start_runs(self) -> None:
+        if self._stopping or self._over:
+            return
+        lanes = self.lanes
+        now_ms = self._loop.time() * 1000
+        for run in lanes.take(now_ms):
+            self._dispatch(run)
+        for run in lanes.take_condemned(BURIALS_AT_ONCE - len(self._burials)):
+            self._burials.add(self._loop.create_task(self._bury_run(run)))  # `close` ends them
+        if not self._held:
+            if lanes.held >= self._high or lanes.held_bytes >= BUFFERED_BYTES:
+                self._held = True
+                self._source.hold()
+        elif lanes.held <= self._high // 2 and lanes.held_bytes <= BUFFERED_BYTES // 2:
+            self._held = False
+            self._source.release()
+        due_ms = lanes.next_due_ms
+        if due_ms is not None:
+            self._wake_at(due_ms, now_ms)
+
     def _dispatch(self, run: Run) -> None:
         event, count = self._events.build(run.records)
+        if count < len(run.records):
+            self.lanes.trim(run, max(1, count))
+            self._turn()
         if count == 0:
-            text = f"the record makes an event of more than {SYNC_EVENT_BYTES} bytes"
-            error = json.dumps({"errorCode": 406, "errorMessage": text, "statusCode": 406}).encode()
-            self.lanes.trim(run, 1)
-            self.lanes.reject(run, RunStatus.EVENT_TOO_LARGE, error)
+            said = f"the record makes an event of more than {SYNC_EVENT_BYTES} bytes"
+            self.lanes.reject(run, RunStatus.EVENT_TOO_LARGE, error_body(RunStatus.EVENT_TOO_LARGE, said, bytes(16)))
             self._turn()
             return
-        if count < len(run.records):
-            self.lanes.trim(run, count)
         self._submit(
-            self.key.function,
-            self.record.qualifier,
+            self._function,
+            self._qualifier,
             event,
-            flow=self._flows[run.partition],
+            flow=self._flows[run.lane.owner.partition],
             attempt=run.attempt,
             flags=0,
             done=partial(self._done, run),
@@ -219,53 +269,48 @@ class LaneEngine:
 
     def _done(self, run: Run, result: Result) -> None:
         status = result.status
-        self.lanes.finish(run, status, mono_s() * 1000, b"" if status == 200 else result.body)
+        try:
+            self.lanes.finish(run, status, self._loop.time() * 1000, b"" if status == _OK else result.body)
+        except Exception as exc:  # noqa: BLE001 - see `records`
+            self._broke(exc)
         if not self._turning:
             self._turning = True
             self._loop.call_soon(self._work)
 
     async def _bury_run(self, run: Run) -> None:
+        assert run.trouble is not None
         trouble = run.trouble
-        assert trouble is not None
+        letter = DeadLetter(self.record, run.records[0], trouble.status, trouble.error, trouble.failures, unix_ms())
+        is_safe = False
         try:
-            await self._bury(
-                DeadLetter(self.record, run.records[0], trouble.status, trouble.error, max(1, run.attempt))
-            )
+            await self._bury(letter)
+            is_safe, self._dead_letter_error = True, ""
         except PenstockError as exc:
-            self._error = (f"dead-letter topic unavailable: {exc}", mono_s())
-            self.lanes.unburied(run, mono_s() * 1000)
-        except asyncio.CancelledError:
-            self.lanes.unburied(run, mono_s() * 1000)
-            raise
-        else:
-            self.lanes.buried(run)
-        self._turn()
+            self._dead_letter_error = str(exc)
+            _LOG.warning("dead letter not written", trigger=str(self.key), offset=letter.record.offset, error=str(exc))
+        except Exception as exc:  # noqa: BLE001 - see `records`
+            self._broke(exc)
+        finally:
+            if is_safe:
+                self.lanes.buried(run)
+            else:
+                self.lanes.unburied(run, self._loop.time() * 1000)
+            self._burials.discard(asyncio.current_task())
+            self._turn()
 
-    def _press(self) -> None:
-        """Back-pressure, with marks far apart so that it does not flutter."""
-        lanes = self.lanes
-        if not self._held and (lanes.held >= self._high or lanes.held_bytes >= BUFFERED_BYTES):
-            self._held = True
-            self._source.hold()
-        elif self._held and lanes.held <= self._high // 2 and lanes.held_bytes <= BUFFERED_BYTES // 2:
-            self._held = False
-            self._source.release()
-
-    def _wake_at(self, due_ms: float | None, now_ms: float) -> None:
-        if self._timer is not None:
-            if due_ms is not None and self._timer_ms <= due_ms:
+    def _wake_at(self, due_ms: float, now_ms: float) -> None:
+        at_s = self._loop.time() + max(0.0, due_ms - now_ms) / 1000
+        if self._retry is not None:
+            if self._retry.when() <= at_s:
                 return
-            self._timer.cancel()
-            self._timer = None
-        if due_ms is not None:
-            self._timer_ms = due_ms
-            self._timer = self._loop.call_later(max(0.0, due_ms - now_ms) / 1000, self._woken)
+            self._retry.cancel()
+        self._retry = self._loop.call_at(at_s, self._woken)
 
     def _woken(self) -> None:
-        self._timer = None
+        self._retry = None
         self._turn()
 
-    # what is finished
+    # ------------------------------------------------------------------------------------------------ what is finished
 
     def _commit_later(self) -> None:
         self._commit_due = None
@@ -273,8 +318,8 @@ class LaneEngine:
 
     def _commit(self) -> None:
         found = {
-            partition: Mark(epoch, offset, marks.encode(epoch, offset, runs)[0])
-            for partition, epoch, offset, runs in self.lanes.marks()
+            partition: Mark(epoch, offset, marks.encode(epoch, offset, finished)[0])
+            for partition, epoch, offset, finished in self.lanes.marks()
         }
         if found:
             self._source.commit(found)
@@ -286,43 +331,21 @@ class LaneEngine:
             self.lanes.release(leaving[0])
             leaving[1]()
 
-    # what to say of it
+    # --------------------------------------------------------------------------------------------------- what is wrong
 
-    @property
-    def state(self) -> str:
-        """`running`, or `stopping`."""
-        return "stopping" if self._stopping else "running"
+    def _broke(self, exc: Exception) -> None:
+        _LOG.error("lanes broke; the trigger starts again", trigger=str(self.key), exc_info=exc)
+        error = PlatformError(f"the lanes broke: {exc!r}")
+        error.__cause__ = exc
+        self._end(error)
+
+    def _end(self, error: PenstockError) -> None:
+        if not self._over:
+            self._over = True
+            self._ended(error)
 
     def status(self) -> tuple[LanePartition, ...]:
-        """Each owned partition, and why it does not move."""
-        trouble: dict[int, list[Run]] = {}
-        for run in self.lanes.troubled:
-            trouble.setdefault(run.partition, []).append(run)
-        return tuple(self._partition(o, trouble.get(o.partition, [])) for o in self.lanes.owned.values())
-
-    def _partition(self, owner: Owned, troubled: list[Run]) -> LanePartition:
-        return LanePartition(
-            partition=owner.partition,
-            epoch=owner.epoch,
-            next_offset=owner.tracker.next_offset,
-            in_flight=owner.out,
-            queued=sum(len(lane.queue) for lane in owner.lanes.values()),
-            retrying=len(troubled),
-            parked=0,
-            why=self._why(troubled),
-        )
-
-    def _why(self, troubled: list[Run]) -> str:
-        text, at_s = self._error
-        if text and mono_s() - at_s < ERROR_SHOWN_S:
-            return text if text.startswith("dead-letter") else f"broker: {text}"
-        if not troubled:
-            return ""
-        run = min(troubled, key=lambda r: r.records[0].offset)
-        assert run.trouble is not None
-        status = run.trouble.status
-        if status in WAITING_FOR:
-            return WAITING_FOR[status]
-        tries = self.lanes.policy.tries
-        name = _NAMES.get(status, str(status))
-        return f"poison record at offset {run.records[0].offset}, attempt {run.attempt} of {tries}: {name}"
+        """Each owned partition: where it stands, and why it does not move."""
+        text, at_s = self._broker_error
+        recent = text if text and self._loop.time() - at_s < ERROR_SHOWN_S else ""
+        return partition_states(self.lanes, Around(recent, self._dead_letter_error, self._held))

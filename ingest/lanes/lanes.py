@@ -57,9 +57,9 @@ class LaneSet:
         """Records taken in and not finished: what back-pressure looks at."""
         self.held_bytes = 0
         self.retried = 0
-        """Function failures that were tried again, since the start."""
+        """Function failures that are tried again; whoever reports it may set it to 0."""
         self.dead = 0
-        """Records buried, since the start."""
+        """Records buried; likewise."""
         self.owned: dict[int, Owned] = {}
         self.troubled: dict[Run, None] = {}
         """Runs that failed at least once and are not finished."""
@@ -200,9 +200,11 @@ class LaneSet:
             lane.idle = False
             self._ready.append(lane)
 
-    def take_condemned(self) -> list[Run]:
-        """Runs whose only record must go to the dead-letter topic now; each must come back once, through `buried` or `unburied`."""
-        condemned, self._condemned = list(self._condemned), deque()
+    def take_condemned(self, limit: int) -> list[Run]:
+        """At most `limit` runs whose only record must go to the dead-letter topic now; each must come back once, through `buried` or
+        `unburied`.
+        """
+        condemned = [self._condemned.popleft() for _ in range(min(limit, len(self._condemned)))]
         for run in condemned:
             run.lane.owner.out += 1
         return condemned

@@ -116,7 +116,7 @@ class Lanes(RuleBasedStateMachine):
                 self.lanes.trim(run, fits)
             self._check_start(run)
             self.out[run] = (run.partition, run.epoch)
-        for run in self.lanes.take_condemned():
+        for run in self.lanes.take_condemned(9):
             assert len(run.records) == 1
             self._check_start(run)
             self.burying[run] = (run.partition, run.epoch)

@@ -125,7 +125,7 @@ def test_a_failed_batch_is_retried_whole_then_record_by_record_and_only_the_pois
             seen.append([r.offset for r in run.records])
             poisoned = 1 in seen[-1]
             lanes.finish(run, FAILED if poisoned else OK, now)
-        for run in lanes.take_condemned():
+        for run in lanes.take_condemned(9):
             assert offsets([run]) == [[1]]
             lanes.buried(run)
         now += 3_000
@@ -154,7 +154,7 @@ def test_a_platform_failure_does_not_take_a_batch_apart() -> None:
 def test_a_failing_record_is_tried_again_in_growing_steps_and_then_condemned() -> None:
     lanes = lanes_of("a", retries=3)
     now, starts = 0.0, []
-    while not (condemned := lanes.take_condemned()):
+    while not (condemned := lanes.take_condemned(9)):
         (run,) = lanes.take(now)
         starts.append(now)
         assert run.attempt == len(starts)
@@ -184,12 +184,12 @@ def test_a_key_goes_on_only_when_its_dead_letter_is_safe() -> None:
     lanes = lanes_of("aa", retries=0)
     (run,) = lanes.take(0)
     lanes.finish(run, FAILED, 0, b'{"errorMessage":"x"}')
-    (condemned,) = lanes.take_condemned()
+    (condemned,) = lanes.take_condemned(9)
     assert (lanes.take(0), committable(lanes)) == ([], 0)
     lanes.unburied(condemned, 0)
-    assert (lanes.take(49), lanes.take_condemned(), committable(lanes)) == ([], [], 0)
+    assert (lanes.take(49), lanes.take_condemned(9), committable(lanes)) == ([], [], 0)
     assert lanes.take(50) == []
-    (again,) = lanes.take_condemned()
+    (again,) = lanes.take_condemned(9)
     assert again is condemned and again.trouble is not None and again.trouble.error == b'{"errorMessage":"x"}'
     lanes.buried(again)
     assert (offsets(lanes.take(50)), committable(lanes)) == ([[1]], 1)
@@ -203,7 +203,7 @@ def test_what_is_not_the_records_fault_never_costs_an_attempt(status: int) -> No
         (run,) = lanes.take(now)
         assert run.attempt == 1
         lanes.finish(run, status, now)
-        assert lanes.take_condemned() == []
+        assert lanes.take_condemned(9) == []
         assert lanes.next_due_ms is not None and 50 <= lanes.next_due_ms - now <= 2_000
         now = lanes.next_due_ms
     (run,) = lanes.take(now)
@@ -219,7 +219,7 @@ def test_an_event_that_is_too_large_is_condemned_without_a_run() -> None:
     lanes = lanes_of("aa")
     (run,) = lanes.take(0)
     lanes.reject(run, RunStatus.EVENT_TOO_LARGE, b"{}")
-    (condemned,) = lanes.take_condemned()
+    (condemned,) = lanes.take_condemned(9)
     lanes.buried(condemned)
     assert (lanes.in_flight, committable(lanes), offsets(lanes.take(0))) == (0, 1, [[1]])
 
