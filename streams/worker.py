@@ -1,200 +1,249 @@
-"""The Faust worker: the thin edge that feeds the pure cores and writes what they say (docs/adr/0002).
+"""The streams process: one Faust worker, from its checks to its clean stop. docs/adr/0002 has the why and the figures.
 
-Faust owns membership of the group, the tables with their changelogs, and recovery. Outputs are written by the acknowledged producer before
-an event counts as processed, so a crash repeats outputs and never skips one; the cores answer a repeated input with the same outputs.
+Faust owns membership of the consumer group, tables with their changelogs, and recovery. It is embedded (`app.start()`, `app.stop()`),
+never run by its command line. Records go to `streams.processors` through `streams.lanes`; everything written is awaited there, so an
+offset is committed only after all that follows from its record is safe.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
-import logging
 import os
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
-import faust
-
-from infra.clock import unix_ms
+from infra import clock, telemetry
+from infra.kafka.admin import Admin
 from infra.kafka.clients import Cluster
-from infra.kafka.producer import Producer
-from schemas import avro, topics
-from schemas.errors import BrokerUnavailable, WireError
-from schemas.records import Command, InvocationWindow, Member, StepResult
-from streams.activity import Activity, take_window
-from streams.registry import Entry, Outputs, key_of, take_command, take_result
+from schemas import avro
+from schemas.errors import BrokerUnavailable, ConfigError, PenstockError
+from schemas.records import Member
+from schemas.topics import COMMANDS, CONTROL_PARTITIONS, INVOCATIONS, MEMBERS, STEP_RESULTS, TOPICS, TopicSpec
+from streams.activity import Activity
+from streams.embedding import Outbox, Table, build_app, calm_logs, raw_topic, start
+from streams.lanes import KeyLanes
+from streams.processors import ActivityProcessor, Input, Publication, RegistryProcessor, every
+from streams.registry import Entry
 
-_LOG = logging.getLogger("streams.worker")
-HEARTBEAT_S = 2.0
+APP_ID: Final = "penstock-streams"
+HEARTBEAT_S: Final = 2.0
+TICK_S: Final = 0.5
+SWEEP_S: Final = 5.0
+STOP_S: Final = 2.5
+DRAIN_S: Final = 2.0
+_log = telemetry.get_logger("streams.worker")
 
 
 @dataclass(frozen=True, slots=True)
 class StreamsConfig:
-    """What a worker needs. `instance_id` is stable over restarts (static membership) and its own on every host."""
+    """What a worker needs.
+
+    Args:
+        bootstrap_servers: of the fabric's cluster.
+        instance_id: stable over restarts (static membership of the group), its own for every worker.
+        data_dir: a folder for a lock per instance, and for Faust, which insists on one; no state is kept in it.
+        host, zone: for the membership topic.
+        app_id: consumer group, and first part of the names of the changelog topics.
+        session_s: how long the partitions of a worker that is gone for good stand still.
+        commit_every_s: what may be done again after a crash.
+    """
 
     bootstrap_servers: str
     instance_id: str
-    host: str
-    zone: str
-    session_s: float = 10.0
+    data_dir: Path
+    host: str = "localhost"
+    zone: str = "local"
+    app_id: str = APP_ID
+    session_s: float = 6.0
+    commit_every_s: float = 0.25
 
 
-class Worker:
-    """One embedded Faust app with its producer."""
+async def run_streams(config: StreamsConfig, *, on_ready: Callable[[], None] | None = None) -> None:
+    """Run one worker until cancelled; cancelling stops it cleanly, within `STOP_S` seconds and some.
 
+    Args:
+        config: see there.
+        on_ready: called once, when state is recovered and records are being read.
+
+    Raises:
+        BrokerUnavailable: Kafka does not answer, or was away for more than some ten seconds: start the process again.
+        ConfigError: the control topics have other partition counts than this release needs, or a worker of this instance id runs.
+    """
+    calm_logs()
+    with _only_one(config):
+        await check_topics(config)
+        worker = _Worker(config)
+        try:
+            async with worker.started(), asyncio.TaskGroup() as tasks:
+                for work in worker.works(on_ready):
+                    tasks.create_task(work)
+        except BaseExceptionGroup as group:
+            raise _first(group) from group
+
+
+async def check_topics(config: StreamsConfig) -> None:
+    """Make the changelog topics, and check that all that must be co-partitioned is.
+
+    Faust says nothing when counts differ: it just does not deliver.
+    """
+    admin = Admin(Cluster(config.bootstrap_servers))
+    try:
+        changelogs = changelog_specs(config.app_id)
+        await admin.provision(changelogs)
+        partitioned = [spec.name for spec in TOPICS if spec.partitions == CONTROL_PARTITIONS]
+        for name in (*partitioned, *(spec.name for spec in changelogs)):
+            facts = await admin.topic(name)
+            if facts is None:
+                raise BrokerUnavailable(f"topic {name} is not there yet; penstock up makes it")
+            if facts.partitions != CONTROL_PARTITIONS:
+                raise ConfigError(
+                    f"topic {name} has {facts.partitions} partitions and must have {CONTROL_PARTITIONS}, as all control topics:"
+                    " use a Kafka cluster where Penstock makes its topics itself"
+                )
+    finally:
+        admin.close()
+
+
+@contextmanager
+def _only_one(config: StreamsConfig) -> Iterator[None]:
+    """Hold the instance's lock: aiokafka does not notice that another took its place in the group, it takes it back again and again."""
+    config.data_dir.mkdir(parents=True, exist_ok=True)
+    with (config.data_dir / f"{config.instance_id}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            raise ConfigError(
+                f"a streams worker with instance id {config.instance_id!r} runs already: give each its own"
+            ) from exc
+        yield
+
+
+def changelog_specs(app_id: str) -> tuple[TopicSpec, ...]:
+    """The topics that the tables are recovered from."""
+    return tuple(
+        TopicSpec(f"{app_id}-{table}-changelog", record, CONTROL_PARTITIONS, True, None, "streams", f"table {table}")
+        for table, record in (("registry", Entry), ("activity", Activity))
+    )
+
+
+class _Worker:
     def __init__(self, config: StreamsConfig) -> None:
         self._config = config
-        self._producer = Producer(Cluster(config.bootstrap_servers), client_id=config.instance_id, linger_ms=0)
-        self._app = _app(config)
-        self._registry = _table(self._app, "registry")
-        self._activity = _table(self._app, "activity")
-        self._agents = [
-            self._app.agent(_source(self._app, topics.COMMANDS), name="commands")(self._commands),
-            self._app.agent(_source(self._app, topics.STEP_RESULTS), name="results")(self._results),
-            self._app.agent(_source(self._app, topics.INVOCATIONS), name="invocations")(self._invocations),
+        self._app = build_app(
+            app_id=config.app_id,
+            instance_id=config.instance_id,
+            bootstrap_servers=config.bootstrap_servers,
+            data_dir=str(config.data_dir),
+            session_s=config.session_s,
+            commit_every_s=config.commit_every_s,
+        )
+        self._lanes = KeyLanes()
+        self._outbox = Outbox(self._app)
+        registry_table, activity_table = self._tables = (Table(self._app, "registry"), Table(self._app, "activity"))
+        self._registry = RegistryProcessor(registry_table, self._outbox)
+        self._activity = ActivityProcessor(activity_table, self._outbox, is_registered=self._registry.knows)
+        registry_table.on_recovered = self._registry.recovered
+        activity_table.on_recovered = self._activity.recovered
+        for topic in (COMMANDS, STEP_RESULTS):
+            self._consume(topic, self._registry.handle)
+        self._consume(INVOCATIONS, self._activity.handle)
+        self._app.on_partitions_revoked.connect(self._revoked, weak=False)
+        self._app.on_partitions_assigned.connect(self._assigned, weak=False)
+
+    @asynccontextmanager
+    async def started(self) -> AsyncIterator[None]:
+        """Faust runs inside."""
+        try:
+            await start(self._app)
+            yield
+        finally:
+            await self._stop()
+
+    async def _stop(self) -> None:
+        try:
+            async with asyncio.timeout(STOP_S):
+                await self._app.stop()
+        except TimeoutError:
+            _log.warning("Faust did not stop in time; what it had not committed is done again", seconds=STOP_S)
+
+    def works(self, on_ready: Callable[[], None] | None) -> list[Any]:
+        """What runs beside Faust, as coroutines that don't end."""
+        return [
+            self._lanes.run(),
+            self._watch(),
+            self._announce(on_ready),
+            every(TICK_S, self._activity.tick),
+            every(SWEEP_S, self._forget),
         ]
 
-    async def run(self) -> None:
-        """Work until cancelled. Ends with an error when Faust gives up; the supervisor then starts it again."""
-        await self._producer.start()
-        self._app.finalize()
-        await self._app.start()
-        _LOG.info("streams worker %s is running", self._config.instance_id)
-        try:
-            await self._heartbeat()
-        finally:
-            await self._say_member(None)
-            await self._app.stop()
-            await self._producer.close(2.0)
+    async def _watch(self) -> None:
+        await self._app.wait_until_stopped()
+        reason = self._app.crash_reason
+        raise BrokerUnavailable(f"Kafka: the stream processor stopped: {reason!r}") from reason
 
-    async def _heartbeat(self) -> None:
-        term = unix_ms()
+    async def _announce(self, on_ready: Callable[[], None] | None) -> None:
+        await self._app.tables.recovery.completed.wait()
+        _log.info("streams worker is ready", instance=self._config.instance_id)
+        if on_ready is not None:
+            on_ready()
+        term = clock.unix_ms()
+        config = self._config
+        key = f"streams/{config.instance_id}".encode()
         while True:
-            crash = self._app.crash_reason
-            if crash is not None or self._app.should_stop:
-                raise BrokerUnavailable(f"the stream processor stopped: {crash!r}") from crash
-            config = self._config
-            await self._say_member(
-                Member("streams", config.instance_id, config.host, config.zone, "", term, unix_ms(), _detail())
-            )
+            detail = json.dumps({"pid": os.getpid(), "partitions": sorted(self._owned())})
+            member = Member("streams", config.instance_id, config.host, config.zone, "", term, clock.unix_ms(), detail)
+            await self._outbox.publish([Publication(MEMBERS, None, key, avro.encode(member))])
             await asyncio.sleep(HEARTBEAT_S)
 
-    async def _say_member(self, member: Member | None) -> None:
-        key = f"streams/{self._config.instance_id}".encode()
-        self._producer.send_nowait(topics.MEMBERS, key=key, value=None if member is None else avro.encode(member))
+    async def _forget(self) -> None:
+        for processor in (self._registry, self._activity):
+            for key in processor.due():
+                await self._lanes.put(key, _bound(processor.forget, key))
 
-    async def _commands(self, stream: Any) -> None:
-        async for event in stream.events():
-            command = _decoded(Command, event)
-            if command is not None:
-                key = key_of(command)
-                entry, outputs = take_command(self._entry(key), command, event.message.offset)
-                self._registry[key.encode()] = avro.encode(entry)
-                await self._write(key, outputs)
+    def _consume(self, topic: str, handle: Callable[[Input], Any]) -> None:
+        async def agent(stream: Any) -> None:
+            async for event in stream.noack().events():
+                message = event.message
+                record = Input(topic, message.partition, message.offset, message.key, message.value, event.ack)
+                await self._lanes.put(message.key or b"", _bound(handle, record))
 
-    async def _results(self, stream: Any) -> None:
-        async for event in stream.events():
-            result = _decoded(StepResult, event)
-            if result is not None:
-                entry, outputs = take_result(self._entry(result.key), result)
-                self._registry[result.key.encode()] = avro.encode(entry)
-                await self._write(result.key, outputs)
+        self._app.agent(raw_topic(self._app, topic), name=topic)(agent)
 
-    async def _invocations(self, stream: Any) -> None:
-        async for event in stream.events():
-            window = _decoded(InvocationWindow, event)
-            if window is None:
-                continue
-            key = window.key.encode()
-            stored = self._activity.get(key)
-            state = Activity(window.key) if stored is None else avro.decode(Activity, stored)
-            state, shown = take_window(state, window)
-            if shown is not None:
-                self._activity[key] = avro.encode(state)
-                self._producer.send_nowait(topics.ACTIVITY, key=key, value=avro.encode(shown))
+    def _owned(self) -> set[int]:
+        return {tp.partition for tp in self._app.consumer.assignment() if tp.topic == COMMANDS}
 
-    def _entry(self, key: str) -> Entry:
-        stored = self._registry.get(key.encode())
-        return Entry() if stored is None else avro.decode(Entry, stored)
+    async def _revoked(self, _app: Any, revoked: Iterable[Any], **_more: Any) -> None:
+        """Finish what is under way, so that the next owner of a partition finds its state whole."""
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                await self._lanes.drained()
+        except TimeoutError:
+            _log.warning("work goes on though its partition is given up", partitions=len(set(revoked)))
 
-    async def _write(self, key: str, outputs: Outputs) -> None:
-        raw = key.encode()
-        if outputs.function is not None:
-            await self._send(topics.FUNCTIONS, raw, avro.encode(outputs.function))
-        if outputs.trigger is not None:
-            await self._send(topics.TRIGGERS, raw, avro.encode(outputs.trigger))
-        if outputs.tombstone:
-            await self._send(topics.FUNCTIONS if key.count("/") == 2 else topics.TRIGGERS, raw, None)
-        if outputs.step is not None:
-            await self._send(topics.STEPS_CODE, raw, avro.encode(outputs.step))
-        if outputs.outcome is not None:
-            await self._send(topics.OUTCOMES, outputs.outcome.command_id.encode(), avro.encode(outputs.outcome))
-
-    async def _send(self, topic: str, key: bytes, value: bytes | None) -> None:
-        while True:
-            try:
-                await self._producer.send(topic, key=key, value=value)
-                return
-            except BrokerUnavailable as exc:
-                _LOG.warning("output to %s waits: %s", topic, exc)
-                await asyncio.sleep(0.2)
+    async def _assigned(self, _app: Any, assigned: Iterable[Any], **_more: Any) -> None:
+        owned = {tp.partition for tp in assigned if tp.topic == COMMANDS}
+        for table in self._tables:
+            table.keep(owned)
 
 
-def _decoded(record: type, event: Any) -> Any:
-    """The event's value, or None for bytes that are no such record: skipped, and said."""
-    try:
-        return avro.decode(record, event.value or b"")
-    except WireError as exc:
-        message = event.message
-        _LOG.warning("skipped %s[%d]@%d: %s", message.topic, message.partition, message.offset, exc)
-        return None
+def _bound(work: Callable[[Any], Any], argument: Any) -> Callable[[], Any]:
+    return lambda: work(argument)
 
 
-def _app(config: StreamsConfig) -> Any:
-    return faust.App(
-        "penstock-streams",
-        broker=";".join(f"aiokafka://{server}" for server in config.bootstrap_servers.split(",")),
-        store="memory://",
-        web_enabled=False,
-        topic_partitions=topics.CONTROL_PARTITIONS,
-        topic_replication_factor=1,
-        topic_disable_leader=True,
-        key_serializer="raw",
-        value_serializer="raw",
-        processing_guarantee="at_least_once",
-        broker_commit_interval=0.3,
-        broker_session_timeout=config.session_s,
-        broker_heartbeat_interval=1.0,
-        broker_max_poll_interval=300.0,
-        consumer_group_instance_id=config.instance_id,
-        producer_linger=0.005,
-        stream_recovery_delay=0.0,
-        stream_wait_empty=False,
-        loop=asyncio.get_running_loop(),
-    )
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error to show: ours before a stranger's."""
+    errors = [*_leaves(group)]
+    return next((error for error in errors if isinstance(error, PenstockError)), errors[0])
 
 
-def _source(app: Any, name: str) -> Any:
-    return app.topic(
-        name,
-        key_type=bytes,
-        value_type=bytes,
-        key_serializer="raw",
-        value_serializer="raw",
-        partitions=topics.CONTROL_PARTITIONS,
-    )
-
-
-def _table(app: Any, name: str) -> Any:
-    return app.Table(
-        name, partitions=topics.CONTROL_PARTITIONS, key_type=bytes, value_type=bytes
-    )  # bytes are stored as they are: see key_serializer and value_serializer of the app
-
-
-def _detail() -> str:
-    return json.dumps({"pid": os.getpid()})
-
-
-async def run_streams(config: StreamsConfig) -> None:
-    """Entry of the streams process; ends cleanly when cancelled."""
-    await Worker(config).run()
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterable[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

@@ -1,0 +1,235 @@
+"""From a record of a source topic to durable state and acknowledged outputs: the order in which things are made safe. No Faust here.
+
+For every record: decode, decide in the pure core, make the new state durable, write the outputs, and only then let the record go (its
+offset may be committed). A crash between any two of these repeats the rest and skips nothing. Records that can't be read are logged and
+let go. Callers run one record of a key at a time (`streams.lanes`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import Final, NamedTuple, Protocol, TypeVar
+
+from infra import clock, telemetry
+from schemas import avro
+from schemas.errors import WireError
+from schemas.records import Command, FunctionRecord, InvocationWindow, Outcome, StepCommand, StepResult, TriggerRecord
+from schemas.topics import ACTIVITY, COMMANDS, FUNCTIONS, OUTCOMES, STEPS_CODE, TRIGGERS
+from streams import activity, registry
+
+_log = telemetry.get_logger("streams.processors")
+T = TypeVar("T", Command, StepResult, InvocationWindow)
+STEP_TOPICS: Final = {"code": STEPS_CODE}
+"""Where the steps of each sub-resource module go."""
+VIEWS_AT_ONCE: Final = 500
+SWEEP_KEYS: Final = 100
+
+
+class Input(NamedTuple):
+    """One record of a source topic. `done` lets it go: call it once, when all that follows from it is safe."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    done: Callable[[], None]
+
+
+class Publication(NamedTuple):
+    """One record to write. `partition` None: by the producer's own choice."""
+
+    topic: str
+    partition: int | None
+    key: bytes
+    value: bytes | None
+
+
+class Journal(Protocol):
+    """Durable state by key, held in memory too."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """The newest state."""
+        ...
+
+    def partition(self, key: bytes) -> int:
+        """The partition that the key's state is kept in; raises KeyError for a key without state."""
+        ...
+
+    def keys(self) -> Iterable[bytes]:
+        """All keys that have state."""
+        ...
+
+    async def put(self, partition: int, key: bytes, value: bytes | None, *, version: int) -> None:
+        """Set or (None) drop a key's state; durable on return. `version` grows with every state of a key. Raises BrokerUnavailable."""
+        ...
+
+
+class Outbox(Protocol):
+    """Way out."""
+
+    async def publish(self, publications: Sequence[Publication]) -> None:
+        """Write all, in order; all are acknowledged on return. Raises BrokerUnavailable."""
+        ...
+
+
+def publication(output: registry.Output, *, partition: int) -> Publication:
+    """Where an output of the registry goes. What belongs to a resource goes to the partition number that its commands come from."""
+    if isinstance(output, FunctionRecord):
+        key = f"{output.appid}/{output.namespace}/{output.name}"
+        return Publication(FUNCTIONS, partition, key.encode(), avro.encode(output))
+    if isinstance(output, TriggerRecord):
+        key = f"{output.appid}/{output.namespace}/{output.function}/{output.name}"
+        return Publication(TRIGGERS, partition, key.encode(), avro.encode(output))
+    if isinstance(output, registry.Tombstone):
+        return Publication(FUNCTIONS if output.is_function else TRIGGERS, partition, output.key.encode(), None)
+    if isinstance(output, StepCommand):
+        return Publication(STEP_TOPICS[output.module], partition, output.key.encode(), avro.encode(output))
+    assert isinstance(output, Outcome)
+    return Publication(OUTCOMES, None, output.command_id.encode(), avro.encode(output))
+
+
+class RegistryProcessor:
+    """Feeds `streams.registry` with commands and step results."""
+
+    def __init__(self, journal: Journal, outbox: Outbox) -> None:
+        self._journal, self._outbox = journal, outbox
+        self._unsure: set[bytes] = set()
+        self._sweep: list[bytes] = []
+
+    def recovered(self, key: bytes) -> None:
+        """The key's state was read back: whether its last outputs were written is not known."""
+        self._unsure.add(key)
+
+    def knows(self, key: bytes) -> bool:
+        """True when the key has state, if only the mark of its deletion."""
+        return self._journal.get(key) is not None
+
+    async def handle(self, record: Input) -> None:
+        """Take one command or step result through."""
+        event = _decoded(Command, record) if record.topic == COMMANDS else _decoded(StepResult, record)
+        if event is not None and registry.key_of(event).encode() != record.key:
+            _refused(record, f"its key {record.key!r} is not {registry.key_of(event)!r}")
+            event = None
+        if event is not None and record.key is not None:
+            await self._take(record.key, event, record)
+        record.done()
+
+    async def _take(self, key: bytes, event: Command | StepResult, record: Input) -> None:
+        entry = self._entry(key)
+        if key in self._unsure:
+            # The record whose outputs may be missing comes again, but one from the other topic can come before it.
+            await self._publish(registry.outputs(entry, key.decode()), record.partition)
+            self._unsure.discard(key)
+        then, outputs = registry.take(entry, event, record.offset)
+        if then is not entry:
+            await self._journal.put(record.partition, key, avro.encode(then), version=then.version)
+        await self._publish(outputs, record.partition)
+
+    async def _publish(self, outputs: Iterable[registry.Output], partition: int) -> None:
+        publications = [publication(output, partition=partition) for output in outputs]
+        if publications:
+            await self._outbox.publish(publications)
+
+    def _entry(self, key: bytes) -> registry.Entry:
+        stored = self._journal.get(key)
+        return registry.NEW if stored is None else avro.decode(registry.Entry, stored)
+
+    def due(self) -> list[bytes]:
+        """Some keys that can be forgotten (hand each to `forget`, in its lane); looks at a few at each call, in turn."""
+        if not self._sweep:
+            self._sweep = list(self._journal.keys())
+        some, self._sweep = self._sweep[:SWEEP_KEYS], self._sweep[SWEEP_KEYS:]
+        return [key for key in some if registry.is_forgettable(self._entry(key), clock.unix_ms())]
+
+    async def forget(self, key: bytes) -> None:
+        """Drop the mark of a deleted key, if it still is one."""
+        if self.knows(key) and registry.is_forgettable(self._entry(key), clock.unix_ms()):
+            await self._journal.put(self._journal.partition(key), key, None, version=0)
+
+
+class ActivityProcessor:
+    """Feeds `streams.activity` with windows, and publishes the view of each function that runs at every `tick`."""
+
+    def __init__(self, journal: Journal, outbox: Outbox, *, is_registered: Callable[[bytes], bool]) -> None:
+        self._journal, self._outbox, self._is_registered = journal, outbox, is_registered
+        self._live: dict[bytes, int] = {}  # the seq last published
+        self._sweep: list[bytes] = []
+
+    def recovered(self, key: bytes) -> None:
+        """The key's state was read back: the view that others have may be older."""
+        self._live.setdefault(key, 0)
+
+    async def handle(self, record: Input) -> None:
+        """Take one window through."""
+        window = _decoded(InvocationWindow, record)
+        if window is not None and window.key.encode() != record.key:
+            _refused(record, f"its key {record.key!r} is not {window.key!r}")
+        elif window is not None and record.key is not None:
+            state = self._state(record.key)
+            then = activity.take(state, window, clock.unix_ms())
+            if then is not state:
+                await self._journal.put(record.partition, record.key, avro.encode(then), version=then.windows)
+                self._live.setdefault(record.key, 0)
+        record.done()
+
+    async def tick(self) -> None:
+        """Publish the views of functions that are not at rest; those that have waited longest when there are very many."""
+        publications = []
+        for key in list(islice(self._live, VIEWS_AT_ONCE)):
+            last_seq = self._live.pop(key)
+            if self._journal.get(key) is None:
+                continue
+            shown = activity.view(self._state(key), clock.unix_ms(), last_seq=last_seq)
+            publications.append(Publication(ACTIVITY, self._journal.partition(key), key, avro.encode(shown)))
+            if not activity.is_at_rest(shown):
+                self._live[key] = shown.seq
+        if publications:
+            await self._outbox.publish(publications)
+
+    def _state(self, key: bytes) -> activity.Activity:
+        stored = self._journal.get(key)
+        return activity.Activity(key.decode()) if stored is None else avro.decode(activity.Activity, stored)
+
+    def due(self) -> list[bytes]:
+        """Some keys of functions that are gone (hand each to `forget`, in its lane); looks at a few at each call, in turn."""
+        if not self._sweep:
+            self._sweep = list(self._journal.keys())
+        some, self._sweep = self._sweep[:SWEEP_KEYS], self._sweep[SWEEP_KEYS:]
+        return [key for key in some if self._is_gone(key)]
+
+    async def forget(self, key: bytes) -> None:
+        """Drop what is known of a function that is gone."""
+        if self._is_gone(key):
+            partition = self._journal.partition(key)
+            await self._outbox.publish([Publication(ACTIVITY, partition, key, None)])
+            await self._journal.put(partition, key, None, version=0)
+            self._live.pop(key, None)
+
+    def _is_gone(self, key: bytes) -> bool:
+        if self._is_registered(key) or self._journal.get(key) is None:
+            return False
+        return activity.is_forgettable(self._state(key), clock.unix_ms())
+
+
+def _decoded(kind: type[T], record: Input) -> T | None:
+    try:
+        return avro.decode(kind, record.value or b"")
+    except WireError as exc:
+        _refused(record, str(exc))
+        return None
+
+
+def _refused(record: Input, why: str) -> None:
+    _log.warning("record skipped", topic=record.topic, partition=record.partition, offset=record.offset, why=why)
+
+
+async def every(period_s: float, work: Callable[[], object]) -> None:
+    """Call `work` (await what it gives, if it is a coroutine) again and again, until cancelled."""
+    while True:
+        await asyncio.sleep(period_s)
+        given = work()
+        if asyncio.iscoroutine(given):
+            await given
