@@ -45,8 +45,8 @@ def cluster_id(bootstrap_servers: str, *, timeout_s: float) -> str:
 def warm_up(bootstrap_servers: str, *, timeout_s: float) -> None:
     """Make a topic, produce, join a group, fetch, commit; leave no topic and no group. Idempotent; 0.3 s on a fresh broker.
 
-    Without it the first join of a group on a fresh broker takes 1 to 3 s: its client's first question makes the
-    offsets topic, and asks again only every half second. Admin calls ask more often, so one goes first.
+    For the embedded broker only: it makes the offsets topic too. Without that the first join of a group on a fresh broker takes 1 to 3 s,
+    for its client's first question makes the topic, and the client asks again only every half second.
     Blocks up to `timeout_s`; call it from a thread. Raises BrokerUnavailable.
     """
     deadline = _Deadline(timeout_s)
@@ -57,7 +57,7 @@ def warm_up(bootstrap_servers: str, *, timeout_s: float) -> None:
             made.result(timeout=deadline.left_s())
         producer = Producer(_settings(bootstrap_servers, **{"linger.ms": 0}))
         producer.produce(name, b"value", key=b"key")
-        _await_group_coordinator(admin, name, deadline)
+        _make_offsets_topic(admin, deadline)
         _read_one(_settings(bootstrap_servers, **{"group.id": name, "auto.offset.reset": "earliest"}), name, deadline)
         for removed in (*admin.delete_topics([name]).values(), *admin.delete_consumer_groups([name]).values()):
             removed.result(timeout=deadline.left_s())
@@ -77,17 +77,16 @@ def warm_up_transactions(bootstrap_servers: str, *, timeout_s: float) -> None:
         raise BrokerUnavailable(f"the transaction coordinator at {bootstrap_servers} does not answer: {exc}") from exc
 
 
-def _await_group_coordinator(admin: AdminClient, group: str, deadline: _Deadline) -> None:
-    while True:
-        asked = admin.describe_consumer_groups([group], request_timeout=min(5.0, deadline.left_s()))[group]
+def _make_offsets_topic(admin: AdminClient, deadline: _Deadline) -> None:
+    """Of one partition, as the embedded broker's settings say. Not by asking for a coordinator with short time-outs until there is one:
+    librdkafka 2.16 aborts the process when such a question times out in the wrong moment (`rd_kafka_enq_once_del_source_return`)."""
+    offsets = NewTopic("__consumer_offsets", 1, 1, config={"cleanup.policy": "compact", "compression.type": "producer"})
+    for made in admin.create_topics([offsets]).values():
         try:
-            asked.result()
+            made.result(timeout=deadline.left_s())
         except KafkaException as exc:
-            if exc.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:  # the coordinator says so
-                return
-            time.sleep(0.02)  # not there yet; the deadline ends this
-        else:
-            return
+            if exc.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise
 
 
 def _read_one(settings: dict[str, Any], topic: str, deadline: _Deadline) -> Message:
