@@ -19,6 +19,8 @@ from typing import Any
 
 from confluent_kafka import Consumer, TopicPartition
 
+from infra.app.client import connect
+from infra.app.state import FabricFolder
 from tests.bench import floors
 from tests.fabric import Fabric, running_fabric, until
 
@@ -70,18 +72,17 @@ def committed(bootstrap: str, group: str, topic: str, partitions: int) -> int:
 def penstock_rate(fabric: Fabric, topic: str, partitions: int, count: int, *flags: str) -> dict[str, float]:
     """Records a second of a trigger that starts at the beginning of a preloaded topic."""
     name = f"bench-{time.monotonic_ns() % 10**9}"
-    appid = json.loads((fabric.data_dir / "credentials.json").read_text())["appid"]
-    group = f"penstock.{appid}.default.echo.{name}"
     pids = [fabric.pid("gateway"), fabric.pid("agent")]
     fabric.ok(
         "trigger", "create", "echo", "--type", "ckafka", "--topic", topic, "--name", name, "--from", "earliest", *flags
     )
+    client = connect(FabricFolder(fabric.data_dir))
+    (source,) = client.call("ListEventSources", {"FunctionName": "echo", "TriggerName": name})["Sources"]
+    group, bootstrap = source["GroupId"], fabric.bootstrap
     marks: list[tuple[float, int, float]] = []
 
     def done() -> bool:
-        marks.append(
-            (time.perf_counter(), committed(fabric.bootstrap, group, topic, partitions), sum(map(cpu_s, pids)))
-        )
+        marks.append((time.perf_counter(), committed(bootstrap, group, topic, partitions), sum(map(cpu_s, pids))))
         return marks[-1][1] >= count
 
     until(done, within_s=180, what=f"{count} records committed", every_s=0.05)
