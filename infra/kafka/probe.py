@@ -79,7 +79,8 @@ def warm_up_transactions(bootstrap_servers: str, *, timeout_s: float) -> None:
 
 def _make_offsets_topic(admin: AdminClient, deadline: _Deadline) -> None:
     """Of one partition, as the embedded broker's settings say. Not by asking for a coordinator with short time-outs until there is one:
-    librdkafka 2.16 aborts the process when such a question times out in the wrong moment (`rd_kafka_enq_once_del_source_return`)."""
+    librdkafka 2.16 aborts the process when such a question times out in the wrong moment (`rd_kafka_enq_once_del_source_return`).
+    """
     offsets = NewTopic("__consumer_offsets", 1, 1, config={"cleanup.policy": "compact", "compression.type": "producer"})
     for made in admin.create_topics([offsets]).values():
         try:
