@@ -26,9 +26,12 @@ _LOG = logging.getLogger("infra.kafka.consumer")
 _BATCH = 500
 _IDLE_POLL_S = 0.02
 _HELD_POLL_S = 0.02
+_AHEAD = 2
+"""Batches handed over that the loop has not taken: a loop that is late bounds what it gets, before it can say `hold`."""
 _COMMIT_EVERY_S = 0.05
 _REVOKE_DEADLINE_S = 2.0
-_LONG_HOLD_S = 60.0
+_LONG_HOLD_S = 5.0
+"""A rebalance waits for the next poll, so for a hold; a longer one pauses (which throws the prefetch away) and polls on."""
 _COMMITTED_TIMEOUT_S = 10.0
 
 
@@ -153,6 +156,9 @@ class GroupConsumer:
         self._holdings: dict[int, _Holding] = {}
         self._marks: dict[int, Mark] = {}
         self._sent: dict[int, Mark] = {}
+        self._handed_over = 0  # by the thread
+        self._taken = 0  # by the loop
+        self._took = threading.Event()
         self._held_since: float | None = None
         self._paused_by_hold = False
         self._user_paused: set[int] = set()
@@ -224,13 +230,26 @@ class GroupConsumer:
         if self._held_since is not None:
             self._poll_held(consumer)
             return
+        self._took.clear()
+        if self._handed_over - self._taken >= _AHEAD:
+            self._took.wait(_IDLE_POLL_S)
+            return
         message = consumer.poll(_IDLE_POLL_S)
         if message is None:
             return
         batch = [message, *consumer.consume(_BATCH - 1, 0)]
         records = [r for m in batch if (r := self._record(m)) is not None]
         if records:
-            self._post(self._events.records, records)
+            self._hand_over(records)
+
+    def _hand_over(self, records: list[Record]) -> None:
+        self._handed_over += 1
+        self._post(self._take, records)
+
+    def _take(self, records: list[Record]) -> None:
+        self._taken += 1
+        self._took.set()
+        self._events.records(records)
 
     def _poll_held(self, consumer: Consumer) -> None:
         """Waiting for the loop: librdkafka goes on heartbeating; only a long hold needs polls, and those need a pause."""
@@ -243,7 +262,7 @@ class GroupConsumer:
             return
         message = consumer.poll(_HELD_POLL_S)
         if message is not None and (record := self._record(message)) is not None:
-            self._post(self._events.records, [record])  # was under way when the pause came
+            self._hand_over([record])  # was under way when the pause came
 
     def _record(self, message: Any) -> Record | None:
         error = message.error()
