@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from uuid import RFC_4122, UUID
 
 import pytest
 
@@ -14,7 +15,7 @@ from infra.clock import unix_ms
 from infra.wire import FrameConnection, Server, connect
 from router.agents import AgentPool
 from router.counts import Counts
-from router.dispatch import Dispatcher
+from router.dispatch import Dispatcher, RequestIds
 from router.functions import Resolver
 from schemas.errors import AgentUnavailable, WireError
 from schemas.frames import Flow, Kind, Result, decode_invoke, encode_result, parse_json
@@ -166,3 +167,10 @@ async def test_a_peer_without_the_key_gets_no_connection() -> None:
         await connect(server.address, b"x" * 32, {}, lambda _c, _f: None, lambda _c, _e: None)
     assert agent.connections == []
     await server.close()
+
+
+def test_request_ids_are_version_4_uuids_and_differ() -> None:
+    ids = RequestIds(ahead=8)
+    made = [UUID(bytes=ids.next()) for _ in range(100)]
+    assert len(set(made)) == 100
+    assert {(u.version, u.variant) for u in made} == {(4, RFC_4122)}
