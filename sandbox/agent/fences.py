@@ -23,7 +23,8 @@ class Fences:
         self._owners: OrderedDict[tuple[str, int], Ownership] = OrderedDict()
 
     def declare(self, trigger: str, partition: int, epoch: int, now: float) -> FlowEntry:
-        """A connection says that it acts for this epoch. Calls of older epochs are ended; those of this one wait until they are gone."""
+        """A connection says that it acts for this epoch. What is left of older epochs is ended, and what is left of this one from a connection
+        that broke (its gateway runs those records again); calls of this connection wait until they are gone."""
         key = (trigger, partition)
         owner = self._owners.get(key)
         if owner is None:
@@ -35,10 +36,16 @@ class Fences:
             overtaken, owner.held = owner.held, []
             for call in overtaken:
                 self._refuse(call, now)
-            owner.older |= owner.calls
-            for call in list(owner.calls):
-                call.pool.end(call, RunStatus.CANCELLED, _OVERTAKEN, now)
+            self._end(owner, set(owner.calls), now)
+        elif epoch == owner.epoch:
+            self._end(owner, {call for call in owner.calls if call.link.gone}, now)
         return FlowEntry(owner, epoch)
+
+    @staticmethod
+    def _end(owner: Ownership, calls: set[Call], now: float) -> None:
+        owner.older |= calls
+        for call in calls:
+            call.pool.end(call, RunStatus.CANCELLED, _OVERTAKEN, now)
 
     def admit(self, call: Call, now: float) -> bool:
         """True when the call may go to its pool now; else it is held, or was answered because its owner has been overtaken."""
