@@ -35,6 +35,7 @@ HEARTBEAT_S: Final = 2.0
 TICK_S: Final = 0.5
 SWEEP_S: Final = 5.0
 STOP_S: Final = 2.5
+ADMIN_S: Final = 10.0
 DRAIN_S: Final = 2.0
 _log = telemetry.get_logger("streams.worker")
 
@@ -91,7 +92,7 @@ async def check_topics(config: StreamsConfig) -> None:
 
     Faust says nothing when counts differ: it just does not deliver.
     """
-    admin = Admin(Cluster(config.bootstrap_servers))
+    admin = Admin(Cluster(config.bootstrap_servers), timeout_s=ADMIN_S)
     try:
         changelogs = changelog_specs(config.app_id)
         await admin.provision(changelogs)

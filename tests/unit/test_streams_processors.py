@@ -169,7 +169,8 @@ async def test_activity_of_a_function_that_is_gone_is_forgotten_with_its_view(
     registered = True
     processor = ActivityProcessor(memory, memory, is_registered=lambda _: registered)
     await processor.handle(memory.record(INVOCATIONS, window(1)))
-    monkeypatch.setattr(clock, "unix_ms", lambda now_ms=clock.unix_ms(): now_ms + FORGET_AFTER_MS + 1)
+    much_later_ms = clock.unix_ms() + FORGET_AFTER_MS + 1
+    monkeypatch.setattr(clock, "unix_ms", lambda: much_later_ms)
     assert processor.due() == []
     registered = False
     [due] = processor.due()
@@ -228,7 +229,7 @@ async def test_a_job_that_fails_ends_the_lanes() -> None:
 
 def test_the_encoding_of_state_does_not_change_unseen() -> None:
     """A new fingerprint makes the changelogs of running fabrics unreadable, unless the old schema is kept as a known one."""
-    headers = {kind.__name__: avro.encode(kind("k") if kind is Activity else kind())[2:10].hex() for kind in (Entry, Activity)}  # fmt: skip
+    headers = {type(state).__name__: avro.encode(state)[2:10].hex() for state in (Entry(), Activity("k"))}
     assert headers == {"Entry": "53504f25894d1551", "Activity": "74da3973c6ff2d85"}
 
 
