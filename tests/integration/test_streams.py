@@ -332,15 +332,19 @@ async def test_it_goes_on_by_itself_when_the_broker_comes_back(
         with running(Worker(tmp_path, bootstrap)) as process:
             client = Client(bootstrap)
             await client.start()
-            for i in range(300):
-                await client.send(command("create-function", f"fn{i}-1", function=f"fn{i}"))
-            in_flight = 300 - len(client.functions())
+            await client.send(command("create-function", "first-1", function="first"))
+            await client.function("first", "Creating")
+            load = (client.send(command("create-function", f"fn{i}-1", function=f"fn{i}")) for i in range(1_000))
+            await asyncio.gather(*load)
+            await _until(lambda: len(client.functions()) > 100)
+            in_flight = 1_001 - len(client.functions())
             started.kill()
+            assert in_flight > 0, "all was done before the kill"
             await asyncio.sleep(away_s)
             began = time.monotonic()
             with _again(started) as bootstrap_again:
                 assert bootstrap_again == bootstrap
-                for i in range(300):
+                for i in range(1_000):
                     await client.function(f"fn{i}", "Creating", 60)
                 print(
                     f"\n{in_flight} commands in flight; all done {time.monotonic() - began:.1f} s after the broker's start"
