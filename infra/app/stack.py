@@ -15,9 +15,10 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
+from infra.app.preparation import Preparation
 from infra.app.state import FabricFolder, read_state
 from infra.app.status import ask
 from infra.broker.kafka import Broker
@@ -26,10 +27,6 @@ from infra.loopback import HOST, accepts, choose_port, free_port
 from infra.objectstore.rclone import EmbeddedStore
 from infra.settings import FabricSettings, child_environment
 from infra.supervisor import ChildSpec
-from schemas.errors import DependencyError
-
-if TYPE_CHECKING:
-    from infra.kafka.clients import Cluster
 
 GATEWAY: Final = "gateway-1"
 STREAMS: Final = "streams-1"
@@ -39,7 +36,6 @@ OBJECTSTORE: Final = "objectstore"
 # From SIGTERM to SIGKILL; one after another they make ten seconds.
 _STOP_S: Final = {GATEWAY: 3.0, STREAMS: 2.0, AGENT: 2.0, OBJECTSTORE: 0.5, KAFKA: 2.5}
 _PROBE_S: Final = 2.0
-_FIRST_PROBE_S: Final = 0.25
 
 
 def own_command(kind: str, folder: FabricFolder, slot: str) -> list[str]:
@@ -89,7 +85,6 @@ class Stack:
         self.broker = None if settings.bootstrap_servers else Broker(folder.path / "kafka", port=settings.kafka_port)
         self.store = None if settings.s3_endpoint else EmbeddedStore(folder.path / "store", port=settings.s3_port)
         self._first_commands: dict[str, list[str]] = {}
-        self._broker_patience_s = _FIRST_PROBE_S
         taken: list[int] = [] if asked is None else [asked]
         if self.broker is not None:
             self._first_commands[KAFKA] = self.broker.prepare()
@@ -124,19 +119,23 @@ class Stack:
             "log_level": settings.log_level,
         }
 
-    @property
-    def cluster(self) -> Cluster:
-        """The fabric's Kafka cluster; librdkafka keeps quiet, for every call's own result says what matters."""
-        from infra.kafka.clients import Cluster
-
-        options = {"log_level": "0", **self.settings.kafka_options}
-        return Cluster(self.endpoints.kafka, tuple(options.items()))
+    def preparation(self) -> Preparation:
+        """What makes the cluster fit for the fabric. A given cluster must answer soon, and is in use already: no warm-up."""
+        given = self.broker is None
+        return Preparation(
+            self.folder.path,
+            self._environment,
+            self.folder.log_file("prepare"),
+            cluster_id=self.broker.cluster_id if self.broker is not None else "",
+            wait_s=5.0 if given else 120.0,
+            warm_up=not given,
+        )
 
     def specs(self) -> list[ChildSpec]:
         """All processes, the slowest to start first."""
         specs = []
         if self.broker is not None:
-            specs.append(self._vendor(KAFKA, self._restart_broker, self._broker_answers, 4))
+            specs.append(self._vendor(KAFKA, self._restart_broker, self._broker_listens, 4))
         if self.store is not None:
             specs.append(self._vendor(OBJECTSTORE, self._restart_store, self._store_listens, 3))
         specs.append(self._ours("gateway", GATEWAY, 0, probe=self._gateway_answers))
@@ -158,7 +157,6 @@ class Stack:
 
     def _vendor(self, name: str, again: Callable[[], list[str]], probe: Any, order: int) -> ChildSpec:
         def command() -> list[str]:
-            self._broker_patience_s = _FIRST_PROBE_S
             return self._first_commands.pop(name, None) or again()
 
         environ = dict[str, str] if name == KAFKA else self._store_environment
@@ -183,17 +181,9 @@ class Stack:
     def _store_environment(self) -> dict[str, str]:
         return self.store.environment if self.store is not None else {}
 
-    async def _broker_answers(self) -> bool:
-        assert self.broker is not None
-        if not accepts(self.broker.port):
-            return False
-        # A broker that has just begun to listen may leave its first caller without an answer: ask again soon, then more patiently.
-        patience_s = self._broker_patience_s
-        self._broker_patience_s = min(2 * patience_s, _PROBE_S)
-        with suppress(DependencyError):
-            await asyncio.to_thread(self.broker.probe, patience_s)
-            return True
-        return False
+    async def _broker_listens(self) -> bool:
+        # That it is ours, and answers, is seen by the preparation.
+        return self.broker is not None and accepts(self.broker.port)
 
     async def _store_listens(self) -> bool:
         # That it knows our key is seen by the gateway, which has boto3 loaded anyway (0.3 s).
@@ -218,43 +208,16 @@ def _last_api_port(folder: FabricFolder) -> int | None:
     return None
 
 
-async def check_given(stack: Stack) -> None:
-    """Make sure that a given cluster and store answer, before anything is started.
+async def check_store(stack: Stack) -> None:
+    """Make sure that a given object store answers and knows our keys. Raises StoreUnavailable or ConfigError."""
+    if stack.store is not None:
+        return
+    from infra.objectstore.store import ObjectStore
+    from infra.settings import store_address
 
-    Raises:
-        BrokerUnavailable: the given cluster does not.
-        StoreUnavailable: the given store does not.
-        ConfigError: the given store refuses the keys.
-    """
-    if stack.broker is None:
-        from infra.kafka.admin import Admin
-        from schemas.errors import BrokerUnavailable
-
-        try:
-            await Admin(stack.cluster, timeout_s=5.0).cluster_id()
-        except BrokerUnavailable as exc:
-            raise BrokerUnavailable(
-                f"no Kafka broker answers at {stack.endpoints.kafka}: check --bootstrap-servers, and that the cluster runs ({exc})"
-            ) from exc
-    if stack.store is None:
-        from infra.objectstore.store import ObjectStore
-        from infra.settings import store_address
-
-        address = store_address(stack.settings)
-        store = ObjectStore(address.endpoint, address.keys.access_key, address.keys.secret_key, region=address.region)
-        try:
-            await store.ensure_bucket(address.bucket)
-        finally:
-            await store.close()
-
-
-async def provision(stack: Stack) -> None:
-    """Make Penstock's own topics, where they are missing. Raises BrokerUnavailable."""
-    from infra.kafka.admin import Admin
-    from schemas.topics import TOPICS
-
-    admin = Admin(stack.cluster)
+    address = store_address(stack.settings)
+    store = ObjectStore(address.endpoint, address.keys.access_key, address.keys.secret_key, region=address.region)
     try:
-        await admin.provision(TOPICS)
+        await store.ensure_bucket(address.bucket)
     finally:
-        admin.close()
+        await store.close()

@@ -18,8 +18,8 @@ from contextlib import suppress
 from typing import Final
 
 from infra import clock
-from infra.app.console import ExitStatus, complain, note, say, say_json, status_of
-from infra.app.stack import AGENT, Endpoints, OwnCommand, Stack, check_given, own_command, provision
+from infra.app.console import ExitStatus, note, say, say_json
+from infra.app.stack import AGENT, Endpoints, OwnCommand, Stack, check_store, own_command
 from infra.app.state import (
     FabricFolder,
     FabricState,
@@ -38,7 +38,7 @@ from infra.app.times import iso_utc
 from infra.credentials import fabric_key, make_credentials
 from infra.settings import FabricSettings, config_file, load, show
 from infra.supervisor import ChildState, ChildStatus, Supervisor, describe, last_lines
-from schemas.errors import ConfigError, DeadlineExceeded, PenstockError, PlatformError, UserError
+from schemas.errors import BrokerUnavailable, ConfigError, DeadlineExceeded, PenstockError, PlatformError, UserError
 
 _START_S: Final = 120.0
 _LEFTOVERS_S: Final = 5.0
@@ -63,21 +63,7 @@ def run(args: argparse.Namespace) -> ExitStatus:
         return ExitStatus.OK
     if settings.driver == "microvm":
         raise ConfigError("the microvm driver is not built yet: use --driver jail, or auto")
-    return asyncio.run(_run_to_the_end(Fabric(folder, settings, as_json=args.json, is_verbose=args.verbose)))
-
-
-async def _run_to_the_end(fabric: Fabric) -> ExitStatus:
-    """Run it, and end this process at once when nothing of it is left: a thread that still waits for an answer of the broker
-    that was just stopped would else keep us for up to half a minute.
-    """
-    try:
-        status = await fabric.run()
-    except PenstockError as exc:
-        complain(exc)
-        status = status_of(exc)
-    with suppress(OSError):
-        sys.stdout.flush()
-    os._exit(status)
+    return asyncio.run(Fabric(folder, settings, as_json=args.json, is_verbose=args.verbose).run())
 
 
 def _print_config(settings: FabricSettings, folder: FabricFolder, *, as_json: bool) -> None:
@@ -141,7 +127,7 @@ class Fabric:
         fabric_key(self._folder.path, make=True)
         stack = Stack(self._folder, self._settings, credentials, own=self._own)
         self._lap("files")
-        await check_given(stack)
+        await self._check_given(stack)
         self._endpoints = stack.endpoints
         self._say(f"Penstock starts in {self._folder.path}")
         async with Supervisor(on_change=self._changed) as supervisor:
@@ -166,6 +152,17 @@ class Fabric:
 
     # start
 
+    async def _check_given(self, stack: Stack) -> None:
+        """A cluster or store that is not ours must answer before anything is started."""
+        await check_store(stack)
+        if stack.broker is None:
+            try:
+                await stack.preparation().run(self._lap)
+            except BrokerUnavailable as exc:
+                raise BrokerUnavailable(
+                    f"no Kafka broker answers at {stack.endpoints.kafka}: check --bootstrap-servers, and that the cluster runs ({exc})"
+                ) from exc
+
     async def _start(self, stack: Stack, supervisor: Supervisor) -> None:
         """Everything up to readiness, or until a stop is asked for. Raises PenstockError."""
         for spec in stack.specs():
@@ -185,13 +182,7 @@ class Fabric:
 
     async def _become_ready(self, stack: Stack, supervisor: Supervisor) -> None:
         if stack.broker is not None:
-            await supervisor.ready(["kafka"], timeout_s=_START_S)
-            self._lap("broker")
-        await provision(stack)
-        self._lap("topics")
-        if stack.broker is not None:  # not at the same time: that takes two seconds more, now and then
-            await asyncio.to_thread(stack.broker.warm_up)
-            self._lap("warm-up")
+            await stack.preparation().run(self._lap)
         names = [status.name for status in supervisor.statuses()]
         await supervisor.ready(names, timeout_s=_START_S)
         self._lap("processes")

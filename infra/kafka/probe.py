@@ -58,6 +58,7 @@ def warm_up(bootstrap_servers: str, *, timeout_s: float) -> None:
         producer = Producer(_settings(bootstrap_servers, **{"linger.ms": 0}))
         producer.produce(name, b"value", key=b"key")
         _make_offsets_topic(admin, deadline)
+        _await_topic(admin, name, deadline)
         _read_one(_settings(bootstrap_servers, **{"group.id": name, "auto.offset.reset": "earliest"}), name, deadline)
         for removed in (*admin.delete_topics([name]).values(), *admin.delete_consumer_groups([name]).values()):
             removed.result(timeout=deadline.left_s())
@@ -88,6 +89,12 @@ def _make_offsets_topic(admin: AdminClient, deadline: _Deadline) -> None:
         except KafkaException as exc:
             if exc.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise
+
+
+def _await_topic(admin: AdminClient, name: str, deadline: _Deadline) -> None:
+    """Until metadata shows it: a consumer that subscribes before waits for its next tick, one or two seconds."""
+    while not getattr(admin.list_topics(timeout=deadline.left_s()).topics.get(name), "partitions", None):
+        time.sleep(0.01)
 
 
 def _read_one(settings: dict[str, Any], topic: str, deadline: _Deadline) -> Message:

@@ -209,6 +209,7 @@ def test_an_agent_that_refuses_stops_everything_with_its_message(start: Callable
     assert up.status()["processes"] == []
 
 
+@pytest.mark.long
 def test_a_process_that_dies_again_and_again_ends_the_start_with_the_end_of_its_log(start: Callable[..., Up]) -> None:
     up = start(behave={"streams": "crash"})
     assert up.process.wait(60) == 3
@@ -231,6 +232,7 @@ def test_a_gateway_that_is_not_ready_shows_in_status_and_can_be_stopped(start: C
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.long
 def test_processes_that_ignore_sigterm_are_killed_within_ten_seconds(start: Callable[..., Up]) -> None:
     up = start(behave={"gateway": "deaf", "streams": "deaf", "agent": "deaf"})
     status = up.wait_ready()
