@@ -69,6 +69,7 @@ def build_app(
         producer_acks=-1,
         producer_linger=0.0,
         producer_request_timeout=ACK_S,
+        table_standby_replicas=0,  # a copy of another worker's state would be taken for one's own
         stream_recovery_delay=0.0,
         stream_wait_empty=False,
         # Both only log, and take a quiet topic for a stuck one.
