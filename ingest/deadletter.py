@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from infra.clock import mono_s
 from infra.kafka.consumer import Record
 from infra.kafka.producer import Delivered, Headers
-from infra.kafka.scan import ScanEnd, Scanner
+from infra.kafka.scan import ScanEnd
 from infra.telemetry import get_logger
 from schemas.errors import UserError
 from schemas.ids import FunctionKey, TriggerKey, dead_letter_topic
@@ -145,13 +145,23 @@ class Offsets(Protocol):
         ...
 
 
+class Scan(Protocol):
+    """infra.kafka.scan.Scanner, as far as it is needed."""
+
+    async def scan(
+        self, topic: str, partition: int, offset: int, visit: Callable[[Record], bool], *, timeout_s: float = 2.0
+    ) -> ScanEnd:
+        """Visit records from `offset` on; how far it came. Raises BrokerUnavailable."""
+        ...
+
+
 class DeadIndex:
     """Distinct source offsets that stand in a trigger's dead-letter topic now, by source partition.
 
     Each look reads on from where the last one stopped. A topic that was purged or made again is read from its start.
     """
 
-    def __init__(self, admin: Offsets, scanner: Scanner) -> None:
+    def __init__(self, admin: Offsets, scanner: Scan) -> None:
         self._admin, self._scanner = admin, scanner
         self._seen: dict[TriggerKey, _Seen] = {}
 

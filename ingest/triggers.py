@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final, Protocol
 
-from infra.clock import mono_s, unix_ms
+from infra.clock import unix_ms
 from infra.kafka.clients import Cluster
 from infra.kafka.consumer import ConsumerEvents, GroupConsumer
 from infra.telemetry import get_logger
@@ -172,7 +172,7 @@ class TriggerManager:
         )
 
     def _publish(self) -> None:
-        now = mono_s()
+        now = asyncio.get_running_loop().time()
         current = {status.key: status for status in self.status()}
         for key in [k for k in self._published if k not in current]:
             if self._producer.send_nowait(LANES, key=f"{self._slot}/{key}".encode(), value=None):
@@ -266,7 +266,7 @@ class _Keeper:
             if not record.enabled:
                 await self._wake.wait()
                 continue
-            began = mono_s()
+            began_s = asyncio.get_running_loop().time()
             try:
                 await self._work(record)
             except PenstockError as exc:
@@ -275,7 +275,10 @@ class _Keeper:
                 self._error = PlatformError(f"{type(exc).__name__}: {exc}")
                 _LOG.error("trigger broke", trigger=str(trigger_key(record)), exc_info=exc)
             if self._error is not None:
-                pause_s = RESTART_FIRST_S if mono_s() - began > STEADY_S else pause_s
+                if asyncio.get_running_loop().time() - began_s > STEADY_S:
+                    pause_s = RESTART_FIRST_S
+                if _made_of(self._wanted) == _made_of(record):
+                    self._wake.clear()  # it was the engine's end
                 _LOG.error(
                     "trigger failed", trigger=str(trigger_key(record)), error=str(self._error), again_in_s=pause_s
                 )

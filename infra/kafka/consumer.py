@@ -29,6 +29,8 @@ _HELD_POLL_S = 0.02
 _AHEAD = 2
 """Batches handed over that the loop has not taken: a loop that is late bounds what it gets, before it can say `hold`."""
 _COMMIT_EVERY_S = 0.05
+_COMMITS_OUT = 128
+"""Commits sent and not answered. An answer comes behind the prefetched records, so while the loop holds it may be late."""
 _REVOKE_DEADLINE_S = 2.0
 _LONG_HOLD_S = 5.0
 """A rebalance waits for the next poll, so for a hold; a longer one pauses (which throws the prefetch away) and polls on."""
@@ -164,7 +166,7 @@ class GroupConsumer:
         self._user_paused: set[int] = set()
         self._stopping = threading.Event()
         self._next_commit = 0.0
-        self._commit_out = False
+        self._commits_out = 0
         self._finished = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=f"kafka-{group_id}", daemon=True)
         self.stale_marks = 0
@@ -252,11 +254,13 @@ class GroupConsumer:
         self._events.records(records)
 
     def _poll_held(self, consumer: Consumer) -> None:
-        """Waiting for the loop: librdkafka goes on heartbeating; only a long hold needs polls, and those need a pause."""
+        """Waiting for the loop: librdkafka goes on heartbeating; only a long hold needs polls, and those need a pause, else each poll
+        would hand a record over.
+        """
         if not self._paused_by_hold and time.monotonic() - (self._held_since or 0) > _LONG_HOLD_S:
             consumer.pause(self._assignment())
             self._paused_by_hold = True
-        if not self._paused_by_hold and not self._commit_out:
+        if not self._paused_by_hold:
             with contextlib.suppress(queue.Empty):
                 self._commands.get(timeout=_HELD_POLL_S)(consumer)
             return
@@ -299,25 +303,24 @@ class GroupConsumer:
                 self._marks[partition] = mark
 
     def _commit_if_due(self, consumer: Consumer) -> None:
-        if self._marks and not self._commit_out and time.monotonic() >= self._next_commit:
+        if self._marks and self._commits_out < _COMMITS_OUT and time.monotonic() >= self._next_commit:
             self._next_commit = time.monotonic() + _COMMIT_EVERY_S
-            self._commit_out = True
+            self._commits_out += 1
             consumer.commit(offsets=self._take_marks(), asynchronous=True)
 
     def _on_commit(self, error: KafkaError | None, _partitions: list[TopicPartition]) -> None:
         """Result of an asynchronous commit, called by a later poll: what failed is sent again unless a newer mark is there."""
-        self._commit_out = False
-        sent, self._sent = self._sent, {}
+        self._commits_out -= 1
         if error is not None:
             self._post(self._events.failed, BrokerUnavailable(f"commit: {error.str()}"))
-            for partition, mark in sent.items():
+            for partition, mark in self._sent.items():
                 holding = self._holdings.get(partition)
                 if holding is not None and holding.epoch == mark.epoch:
                     self._marks.setdefault(partition, mark)
 
     def _take_marks(self) -> list[TopicPartition]:
         marks, self._marks = self._marks, {}
-        self._sent = marks
+        self._sent |= marks
         for partition, mark in marks.items():
             self._holdings[partition].committed = mark.offset
         return [TopicPartition(self._topic, p, m.offset, m.metadata) for p, m in marks.items()]
@@ -396,6 +399,7 @@ class GroupConsumer:
         for partition in partitions:
             self._holdings.pop(partition, None)
             self._marks.pop(partition, None)
+            self._sent.pop(partition, None)
             self._user_paused.discard(partition)
 
     def _post(self, callback: Callable[..., None], *args: Any) -> None:

@@ -185,6 +185,7 @@ class LaneEngine:
             self.lanes.offer(batch)
         except Exception as exc:  # noqa: BLE001 - a fault of ours must not leave a trigger half dead
             self._broke(exc)
+        self._press()
         self._turn()
 
     def revoking(self, partitions: frozenset[int], done: Callable[[], None]) -> None:
@@ -236,6 +237,14 @@ class LaneEngine:
             self._dispatch(run)
         for run in lanes.take_condemned(BURIALS_AT_ONCE - len(self._burials)):
             self._burials.add(self._loop.create_task(self._bury_run(run)))  # `close` ends them
+        self._press()
+        due_ms = lanes.next_due_ms
+        if due_ms is not None:
+            self._wake_at(due_ms, now_ms)
+
+    def _press(self) -> None:
+        """Back-pressure, with marks far apart so that it does not flutter."""
+        lanes = self.lanes
         if not self._held:
             if lanes.held >= self._high or lanes.held_bytes >= BUFFERED_BYTES:
                 self._held = True
@@ -243,9 +252,6 @@ class LaneEngine:
         elif lanes.held <= self._high // 2 and lanes.held_bytes <= BUFFERED_BYTES // 2:
             self._held = False
             self._source.release()
-        due_ms = lanes.next_due_ms
-        if due_ms is not None:
-            self._wake_at(due_ms, now_ms)
 
     def _dispatch(self, run: Run) -> None:
         event, count = self._events.build(run.records)
