@@ -85,6 +85,8 @@ def _zip(folder: Path) -> bytes:
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = (stat.S_IFREG | (0o755 if facts.st_mode & 0o111 else 0o644)) << 16
             archive.writestr(entry, path.read_bytes())
+    if not archive.filelist:
+        raise BadPackage(f"{folder} holds no file: put the function's code there")
     if out.tell() > PACKAGE_ZIP_BYTES:
         raise BadPackage(
             f"{folder} makes a package of {out.tell():,} bytes; the limit is {PACKAGE_ZIP_BYTES:,}: take out what it does not need"

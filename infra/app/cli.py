@@ -67,9 +67,16 @@ def _carry_out(arguments: Sequence[str]) -> int:
         return ExitStatus.PLATFORM
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that says in one line what is wrong; the usage text is what --help is for."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(ExitStatus.USAGE, f"{self.prog}: {message}; `{self.prog} --help` shows what it takes\n")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="penstock",
         description="Carries events from Kafka to functions that run in sandboxes.",
         epilog="The data folder (--data-dir, else PENSTOCK_DATA_DIR, else ~/.penstock) says which fabric is meant. "
