@@ -16,6 +16,19 @@ from schemas.topics import TopicSpec
 
 T = TypeVar("T")
 _NOTHING_COMMITTED = -1001
+# What a broker answers for a moment after it was started again, while it and the client disagree on who leads what.
+_PASSING = frozenset(
+    {
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    }
+)
+_PAUSES_S = (0.05, 0.1, 0.2, 0.4)
 
 
 class TopicFacts(NamedTuple):
@@ -207,6 +220,13 @@ class Admin:
         def run() -> T:
             if self._admin is None:
                 self._admin = AdminClient(self._cluster.config())
+            for pause_s in _PAUSES_S:
+                try:
+                    return work(self._admin)
+                except KafkaException as exc:
+                    if exc.args[0].code() not in _PASSING:
+                        raise
+                time.sleep(pause_s)
             return work(self._admin)
 
         try:

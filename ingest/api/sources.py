@@ -64,6 +64,11 @@ async def _source(services: Services, trigger: TriggerRecord) -> dict[str, Any]:
             positions = await services.sources.positions(source.bootstrap_servers, source.group_id, source.topic)
         except DependencyError as exc:
             unreachable = f"Kafka does not answer at {source.bootstrap_servers or services.bootstrap_servers}: {exc}"
+    dead: Mapping[int, int] = {}
+    try:
+        dead = await services.dead.dead(key)
+    except DependencyError as exc:
+        unreachable = unreachable or f"Kafka does not answer at {services.bootstrap_servers}: {exc}"
     return {
         "Name": trigger.name,
         "Function": trigger.function,
@@ -73,7 +78,7 @@ async def _source(services: Services, trigger: TriggerRecord) -> dict[str, Any]:
         "BootstrapServers": (source.bootstrap_servers or services.bootstrap_servers) if source is not None else "",
         "GroupId": source.group_id if source is not None else "",
         "State": source_state(trigger, lanes, unreachable=bool(unreachable)),
-        "Partitions": partitions_of(positions, lanes.partitions, await services.dead.dead(key), unreachable),
+        "Partitions": partitions_of(positions, lanes.partitions, dead, unreachable),
     }
 
 
