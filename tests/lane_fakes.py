@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from infra.kafka.consumer import Assigned, ConsumerEvents, Mark, Record
-from ingest.deadletter import DeadLetter
+from ingest.deadletter import DeadLetter, trigger_key
 from ingest.lanes import marks
 from schemas.errors import BrokerUnavailable
 from schemas.frames import Flow, Result
@@ -137,3 +137,31 @@ class FakeDesk:
         if self.broken:
             raise BrokerUnavailable("no acknowledgement")
         self.letters.append(letter)
+
+
+class View:
+    """A table view of triggers in memory."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, TriggerRecord] = {}
+        self._callbacks: list[Callable[[str, TriggerRecord | None], None]] = []
+
+    def items(self) -> Mapping[str, TriggerRecord]:
+        return self.rows
+
+    def subscribe(self, callback: Callable[[str, TriggerRecord | None], None]) -> None:
+        self._callbacks.append(callback)
+
+    def put(self, record: TriggerRecord) -> str:
+        key = str(trigger_key(record))
+        self.rows[key] = record
+        self._tell(key, record)
+        return key
+
+    def delete(self, key: str) -> None:
+        del self.rows[key]
+        self._tell(key, None)
+
+    def _tell(self, key: str, record: TriggerRecord | None) -> None:
+        for callback in self._callbacks:
+            callback(key, record)

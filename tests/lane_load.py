@@ -181,9 +181,9 @@ class Engine:
         assert not self.errors
 
 
-def new_trigger(topic: str, **kafka: Any) -> TriggerRecord:
+def new_trigger(topic: str, *, name: str = "t1", **kafka: Any) -> TriggerRecord:
     """A trigger with a group of its own that reads the topic from its start."""
-    return trigger(topic=topic, group_id=f"g-{uuid4().hex[:12]}", **kafka)
+    return trigger(name, topic=topic, group_id=f"g-{uuid4().hex[:12]}", **kafka)
 
 
 async def eventually(claim: Callable[[], Any], what: str, *, within_s: float = 30) -> None:

@@ -159,6 +159,7 @@ class LaneEngine:
         await asyncio.gather(*self._burials, return_exceptions=True)
         if self._commit_due is not None:
             self._commit_due.cancel()
+        self._over = True  # what the consumer says from here is of no interest
         await self._source.close()
 
     # ---------------------------------------------------------------------------------------------------- ConsumerEvents

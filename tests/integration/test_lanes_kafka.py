@@ -6,9 +6,11 @@ import asyncio
 import random
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -21,11 +23,13 @@ from infra.kafka.producer import Producer
 from infra.kafka.scan import Scanner
 from ingest.deadletter import DeadIndex, DeadLetterSink, trigger_key
 from ingest.lanes import marks
+from ingest.triggers import TriggerManager
+from router.counts import Counts
 from schemas.ids import dead_letter_topic
 from schemas.runstatus import RunStatus
 from tests.kafka_client import make_topic as new_topic
 from tests.kafka_client import read_all
-from tests.lane_fakes import result
+from tests.lane_fakes import View, result
 from tests.lane_load import Engine, Function, eventually, fill, new_trigger, spread
 
 pytestmark = pytest.mark.kafka
@@ -243,3 +247,73 @@ async def test_after_a_kill_only_what_was_in_flight_or_finished_just_before_runs
         offsets = [offset for _, offset in places]
         fresh = [offset for offset in offsets if offset not in again]
         assert not fresh or max(set(offsets) & again, default=-1) < min(fresh)
+
+
+# ------------------------------------------------------------------------------------------------- triggers as a whole
+
+
+class Unheard:
+    """Takes published states and forgets them."""
+
+    def send_nowait(self, topic: str, *, key: bytes | None, value: bytes | None) -> bool:
+        return True
+
+
+@asynccontextmanager
+async def managing(bootstrap: str, view: View, function: Function, producer: Producer) -> AsyncIterator[TriggerManager]:
+    """A TriggerManager at work on `view`."""
+    manager = TriggerManager(
+        view, function.submit, DeadLetterSink(producer), Unheard(),
+        cluster=Cluster(bootstrap), slot="gateway-1", term=1, counts=Counts(),
+    )  # fmt: skip
+    task = asyncio.ensure_future(manager.run())
+    await asyncio.sleep(0)
+    try:
+        yield manager
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+
+@pytest.mark.long
+async def test_an_unknown_topic_and_a_dead_broker_hold_nobody_up_and_a_topic_made_later_is_read(
+    bootstrap: str, producer: Producer, make_topic: Callable[..., str]
+) -> None:
+    good, late = make_topic(), f"late-{uuid4().hex[:8]}"
+    fill(bootstrap, good, spread(100, keys=10, partitions=1))
+    function, view = Function(lambda: 0.001), View()
+    async with managing(bootstrap, view, function, producer) as manager:
+        view.put(new_trigger("orders", name="dead", bootstrap_servers="127.0.0.1:1"))
+        view.put(new_trigger(late, name="late"))
+        view.put(new_trigger(good, name="good"))
+        await eventually(lambda: function.count == 100, "the good trigger's records")
+        states = {status.key.rpartition("/")[2]: status for status in manager.status()}
+        assert (states["good"].state, len(states["good"].partitions)) == ("running", 1)
+        assert not states["late"].partitions
+        assert not states["dead"].partitions
+        make_topic(name=late)
+        fill(bootstrap, late, spread(50, keys=10, partitions=1))
+        await eventually(lambda: function.starts.total() == 150, "the late topic's records")
+
+
+@pytest.mark.long
+async def test_the_group_of_a_deleted_trigger_can_be_deleted_and_stays_deleted(
+    bootstrap: str, producer: Producer, admin: Admin, topic: str
+) -> None:
+    fill(bootstrap, topic, spread(200, keys=10, partitions=1))
+    function, view = Function(lambda: 0.001), View()
+    record = new_trigger(topic, name="gone")
+    assert record.kafka is not None
+    group = record.kafka.group_id
+    async with managing(bootstrap, view, function, producer) as manager:
+        key = view.put(record)
+        await eventually(lambda: function.count == 200, "all records")
+        view.delete(key)
+        await eventually(lambda: not manager.status(), "the trigger is gone")
+        deadline = mono_s() + 20  # the member's place is kept for its session
+        while not await admin.delete_group(group):
+            assert mono_s() < deadline
+            await asyncio.sleep(0.2)
+        await asyncio.sleep(0.5)
+        assert await admin.committed(group, topic) == {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -13,45 +13,17 @@ import pytest
 import ingest.triggers as module
 from infra.kafka.clients import Cluster
 from infra.kafka.consumer import ConsumerEvents
-from ingest.deadletter import DeadLetterSink, trigger_key
+from ingest.deadletter import DeadLetterSink
 from ingest.triggers import TriggerManager
 from router.counts import Counts
 from schemas import avro
 from schemas.errors import BrokerUnavailable, ConfigError
 from schemas.records import LaneStatus, TriggerRecord
 from schemas.runstatus import RunStatus
-from tests.lane_fakes import FUNCTION, FakeDispatcher, FakeSource, result, trigger
+from tests.lane_fakes import FUNCTION, FakeDispatcher, FakeSource, View, result, trigger
 from tests.records import keyed
 
 pytestmark = pytest.mark.looptime(start=1_000)
-
-
-class View:
-    """A table view in memory."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, TriggerRecord] = {}
-        self._callbacks: list[Callable[[str, TriggerRecord | None], None]] = []
-
-    def items(self) -> Mapping[str, TriggerRecord]:
-        return self.rows
-
-    def subscribe(self, callback: Callable[[str, TriggerRecord | None], None]) -> None:
-        self._callbacks.append(callback)
-
-    def put(self, record: TriggerRecord) -> str:
-        key = str(trigger_key(record))
-        self.rows[key] = record
-        self._tell(key, record)
-        return key
-
-    def delete(self, key: str) -> None:
-        del self.rows[key]
-        self._tell(key, None)
-
-    def _tell(self, key: str, record: TriggerRecord | None) -> None:
-        for callback in self._callbacks:
-            callback(key, record)
 
 
 class Rig:
