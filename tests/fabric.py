@@ -6,6 +6,7 @@ Processes are found by `penstock status --json` only; topics are written and rea
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -145,8 +146,9 @@ class Fabric:
         (source,) = self.ok("trigger", "list", function, "--json").json
         return list(source["partitions"])
 
-    def lag(self, function: str) -> int:
-        return sum(p["lag"] for p in self.partitions(function))
+    def lag(self, function: str) -> float:
+        """Records not yet committed; infinite while the broker does not tell."""
+        return sum(math.inf if p["lag"] is None else p["lag"] for p in self.partitions(function))
 
     def lines(self, function: str) -> list[dict[str, Any]]:
         """All kept log lines, in arrival order."""

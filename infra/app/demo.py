@@ -205,7 +205,7 @@ async def _follow(client: Client, progress: Progress, view: Any, producing: asyn
             progress.tally.take({"stream": x["Stream"], "line": x["Line"]} for x in page["Lines"])
         sources = await asyncio.to_thread(client.call, "ListEventSources", {"FunctionName": FUNCTION})
         parts = sources["Sources"][0]["Partitions"]
-        progress.lag, progress.dead = sum(p["Lag"] for p in parts), sum(p["Dead"] for p in parts)
+        progress.lag, progress.dead = sum(p["Lag"] or 0 for p in parts), sum(p["Dead"] or 0 for p in parts)
         view.show(progress)
         if producing.done() and progress.is_done:
             return
