@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from infra.clock import unix_ms
 from infra.kafka.clients import Cluster
 from infra.kafka.consumer import ConsumerEvents, GroupConsumer
+from infra.metrics import LANE_IN_FLIGHT, LANE_QUEUED, LANE_RECORDS, MetricRegistry
 from infra.telemetry import get_logger
 from ingest.deadletter import DeadLetterSink, trigger_key
 from ingest.lanes import marks
@@ -96,7 +97,8 @@ class TriggerManager:
         cluster: the fabric's own; a trigger without bootstrap servers reads from it.
         slot: this gateway's name; the static member id of its consumers.
         term: of this process.
-        counts: where retried and dead records are counted.
+        counts: where retried and dead records are counted, by function.
+        metrics: where they are counted for Prometheus.
         open_source: instead of Kafka, in tests.
     """
 
@@ -111,6 +113,7 @@ class TriggerManager:
         slot: str,
         term: int,
         counts: Counts,
+        metrics: MetricRegistry | None = None,
         open_source: OpenSource | None = None,
     ) -> None:
         self._triggers, self._submit, self._sink, self._producer = triggers, submit, sink, producer
@@ -119,6 +122,7 @@ class TriggerManager:
         self._keepers: dict[str, _Keeper] = {}
         self._gate = asyncio.Semaphore(STARTS_AT_ONCE)
         self._published: dict[str, tuple[LaneStatus, float]] = {}
+        self._gauges = _Gauges(metrics) if metrics is not None else None
         self._waiting: frozenset[FunctionKey] = frozenset()
         self._group: asyncio.TaskGroup | None = None
 
@@ -184,21 +188,59 @@ class TriggerManager:
                 self._producer.send_nowait(LANES, key=f"{self._slot}/{key}".encode(), value=avro.encode(status))
 
     def _count(self) -> None:
-        """Retries and dead letters since the last look, and what waits, into the functions' windows."""
+        """What became of records since the last look, and what waits: into the functions' windows and the metrics."""
+        total, in_flight = Counted(), 0
         waiting: dict[FunctionKey, int] = dict.fromkeys(self._waiting, 0)
         for keeper in self._keepers.values():
-            retried, dead = keeper.counted()
-            if retried or dead:
+            counted = keeper.counted()
+            total += counted
+            if counted.retried or counted.dead:
                 count = self._counts.of(keeper.function)
-                count.retried += retried
-                count.dead += dead
+                count.retried += counted.retried
+                count.dead += counted.dead
                 count.touched = True
-            if queued := keeper.waiting():
+            out, queued = keeper.load()
+            in_flight += out
+            if queued:
                 waiting[keeper.function] = waiting.get(keeper.function, 0) + queued
         for function, queued in waiting.items():
             count = self._counts.of(function)
             count.queued, count.touched = queued, True
         self._waiting = frozenset(function for function, queued in waiting.items() if queued)
+        if self._gauges is not None:
+            self._gauges.show(total, in_flight=in_flight, queued=sum(waiting.values()))
+
+
+@dataclass(slots=True)
+class Counted:
+    """Records by what became of them."""
+
+    done: int = 0
+    retried: int = 0
+    dead: int = 0
+
+    def __iadd__(self, other: Counted) -> Counted:
+        self.done += other.done
+        self.retried += other.retried
+        self.dead += other.dead
+        return self
+
+
+class _Gauges:
+    """The lanes' rows of `infra.metrics`."""
+
+    def __init__(self, metrics: MetricRegistry) -> None:
+        records = metrics.counter(LANE_RECORDS)
+        self._done, self._retried, self._dead = (records.labels(outcome=o) for o in ("done", "retried", "dead"))
+        self._in_flight, self._queued = metrics.gauge(LANE_IN_FLIGHT), metrics.gauge(LANE_QUEUED)
+
+    def show(self, counted: Counted, *, in_flight: int, queued: int) -> None:
+        """Add what was counted, set what is now."""
+        self._done.inc(counted.done)
+        self._retried.inc(counted.retried)
+        self._dead.inc(counted.dead)
+        self._in_flight.set(in_flight)
+        self._queued.set(queued)
 
 
 class _Keeper:
@@ -216,7 +258,7 @@ class _Keeper:
         self._make, self._gate = make, gate
         self._wake = asyncio.Event()
         self._error: PenstockError | None = None
-        self._retried = self._dead = 0
+        self._counted = Counted()
 
     @property
     def state(self) -> str:
@@ -239,22 +281,21 @@ class _Keeper:
             self._wake.set()
         self._wanted = record
 
-    def waiting(self) -> int:
-        """Records taken in that are in no run."""
+    def load(self) -> tuple[int, int]:
+        """Records in runs that are out, and records taken in that are in none."""
         if self.engine is None:
-            return 0
+            return 0, 0
         lanes = self.engine.lanes
-        return max(0, lanes.held - sum(owner.out for owner in lanes.owned.values()))
+        out = sum(owner.out for owner in lanes.owned.values())
+        return out, max(0, lanes.held - out)
 
-    def counted(self) -> tuple[int, int]:
-        """Retries and dead letters since the last call."""
+    def counted(self) -> Counted:
+        """What became of records since the last call, also under an engine that is closed by now."""
         if self.engine is not None:
             lanes = self.engine.lanes
-            self._retried += lanes.retried
-            self._dead += lanes.dead
-            lanes.retried = lanes.dead = 0
-        counted = self._retried, self._dead
-        self._retried = self._dead = 0
+            self._counted += Counted(lanes.done, lanes.retried, lanes.dead)
+            lanes.done = lanes.retried = lanes.dead = 0
+        counted, self._counted = self._counted, Counted()
         return counted
 
     async def run(self) -> None:
@@ -305,7 +346,7 @@ class _Keeper:
         finally:
             if self.engine is not None:
                 await self.engine.close()
-                self._retried, self._dead = self.counted()
+                self._counted = self.counted()
                 self.engine = None
             _LOG.info("trigger stopped", trigger=str(trigger_key(record)))
         if ended:

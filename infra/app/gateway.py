@@ -99,6 +99,7 @@ class Gateway:
                 stack.push_async_callback(close)
             stack.callback(admin.close)
             stack.callback(sources.close)
+            metrics = MetricRegistry()
             manager = TriggerManager(
                 view(topics.TRIGGERS),
                 dispatcher.submit,
@@ -108,6 +109,7 @@ class Gateway:
                 slot=self._process.slot,
                 term=self._term,
                 counts=self._counts,
+                metrics=metrics,
             )
             own = credentials(settings.data_dir)
             services = Services(
@@ -127,7 +129,6 @@ class Gateway:
                 region=settings.region,
                 bootstrap_servers=cluster.bootstrap_servers,
             )
-            metrics = MetricRegistry()
             server = ApiServer(Api(services, CredentialsKeys(own), metrics), metrics, self, pages={})
             await server.start(HOST, settings.port)
             stack.push_async_callback(server.close)

@@ -56,8 +56,10 @@ class LaneSet:
         self.held = 0
         """Records taken in and not finished: what back-pressure looks at."""
         self.held_bytes = 0
+        self.done = 0
+        """Records that succeeded; whoever reports it may set it to 0."""
         self.retried = 0
-        """Function failures that are tried again; whoever reports it may set it to 0."""
+        """Function failures that are tried again; likewise."""
         self.dead = 0
         """Records buried; likewise."""
         self.owned: dict[int, Owned] = {}
@@ -230,6 +232,7 @@ class LaneSet:
         self.in_flight -= 1
         owner.out -= len(run.records)
         if status == _OK:
+            self.done += len(run.records)
             self._settle(run)
         elif owner.leaving:
             self._forget(run)

@@ -13,6 +13,7 @@ import pytest
 import ingest.triggers as module
 from infra.kafka.clients import Cluster
 from infra.kafka.consumer import ConsumerEvents
+from infra.metrics import MetricRegistry
 from ingest.deadletter import DeadLetterSink
 from ingest.triggers import TriggerManager
 from router.counts import Counts
@@ -31,6 +32,7 @@ class Rig:
 
     def __init__(self) -> None:
         self.view, self.dispatcher, self.counts = View(), FakeDispatcher(), Counts()
+        self.metrics = MetricRegistry()
         self.sources: dict[str, list[FakeSource]] = {}
         self.published: list[tuple[str, LaneStatus | None]] = []
         self.refuse: dict[str, Exception] = {}
@@ -43,6 +45,7 @@ class Rig:
             slot="gateway-1",
             term=7,
             counts=self.counts,
+            metrics=self.metrics,
             open_source=self._open,
         )
 
@@ -244,7 +247,13 @@ async def test_retries_dead_letters_and_what_waits_are_counted_for_the_function(
         await asyncio.sleep(3)
         count = rig.counts.of(FUNCTION)
         assert (count.retried, count.dead, count.queued) == (2, 2, 2)
+        assert "penstock_ingest_queued_records 2.0" in rig.metrics.render()[0].decode()
         rig.dispatcher.answer = lambda _call: result()
         rig.dispatcher.finish()
         await asyncio.sleep(2)
         assert count.queued == 0
+        shown = rig.metrics.render()[0].decode()
+        for row in ("in_flight_records 0.0", "queued_records 0.0", 'records_total{outcome="done"} 3.0'):
+            assert f"penstock_ingest_{row}" in shown
+        for outcome in ("retried", "dead"):
+            assert f'penstock_ingest_records_total{{outcome="{outcome}"}} 2.0' in shown
