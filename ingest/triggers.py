@@ -139,11 +139,15 @@ class TriggerManager:
 
     def status(self) -> list[LaneStatus]:
         """What this gateway knows now of every Kafka trigger."""
-        now = unix_ms()
-        return [
-            LaneStatus(key, self._slot, self._term, now, keeper.state, keeper.partitions())
-            for key, keeper in self._keepers.items()
-        ]
+        return [self._status(key, keeper) for key, keeper in self._keepers.items()]
+
+    def status_of(self, key: str) -> LaneStatus | None:
+        """The same of one trigger; None when it is none of ours."""
+        keeper = self._keepers.get(key)
+        return self._status(key, keeper) if keeper is not None else None
+
+    def _status(self, key: str, keeper: _Keeper) -> LaneStatus:
+        return LaneStatus(key, self._slot, self._term, unix_ms(), keeper.state, keeper.partitions())
 
     def engine(self, key: str) -> LaneEngine | None:
         """The running engine of a trigger."""

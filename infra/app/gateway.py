@@ -119,7 +119,7 @@ class Gateway:
                 code=StoredCode(store, bucket=address.bucket),
                 invoker=dispatcher,
                 sources=sources,
-                lanes=KafkaLaneStates(view(topics.LANES), own=manager.status, gateway=self._process.slot),
+                lanes=KafkaLaneStates(view(topics.LANES), own=manager.status_of, gateway=self._process.slot),
                 dead=dead,
                 logs=KafkaLogs(admin, scanner, clock.mono_s),
                 activity=view(topics.ACTIVITY),

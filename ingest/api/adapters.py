@@ -116,12 +116,16 @@ class KafkaLaneStates:
 
     Args:
         view: keyed `gateway/trigger key`.
-        own: the newest states of this gateway's engines, asked at each look.
+        own: the newest state of one of this gateway's engines, by trigger key; None when it has none.
         gateway: this gateway's name in the view.
     """
 
     def __init__(
-        self, view: TableView[LaneStatus], *, own: Callable[[], Iterable[LaneStatus]] = tuple, gateway: str = ""
+        self,
+        view: TableView[LaneStatus],
+        *,
+        own: Callable[[str], LaneStatus | None] = lambda _key: None,
+        gateway: str = "",
     ) -> None:
         self._own, self._gateway = own, gateway
         self._by_trigger: dict[str, dict[str, LaneStatus]] = {}
@@ -133,9 +137,8 @@ class KafkaLaneStates:
         """All gateways' partitions, of each the newest epoch; the state is that of the gateway that spoke last."""
         text = str(key)
         statuses = dict(self._by_trigger.get(text, ()))
-        for status in self._own():
-            if status.key == text:
-                statuses[self._gateway] = status
+        if (own := self._own(text)) is not None:
+            statuses[self._gateway] = own
         return merged(statuses.values())
 
     def _changed(self, row: str, status: LaneStatus | None) -> None:
