@@ -63,6 +63,16 @@ class Fabric:
     def start(self, *, within_s: float = 40) -> float:
         """Start it and wait until it is ready; seconds that took."""
         began = time.monotonic()
+        self.begin()
+        try:
+            until(self._ready, within_s=within_s, what=f"fabric ready; {self.up_log()[-3000:]}", every_s=0.1)
+        except AssertionError:
+            self.stop()
+            raise
+        return time.monotonic() - began
+
+    def begin(self) -> subprocess.Popen[bytes]:
+        """Start it and do not wait."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
         out = (self.data_dir.parent / f"{self.data_dir.name}.up.log").open("ab")
         self.up = subprocess.Popen(
@@ -73,12 +83,7 @@ class Fabric:
             start_new_session=True,
         )
         out.close()
-        try:
-            until(self._ready, within_s=within_s, what=f"fabric ready; {self.up_log()[-3000:]}", every_s=0.1)
-        except AssertionError:
-            self.stop()
-            raise
-        return time.monotonic() - began
+        return self.up
 
     def _ready(self) -> bool:
         assert self.up is not None
