@@ -166,6 +166,7 @@ def main() -> None:
         fabric.deploy(Path(folder), "timed", TIMED)
         found: dict[str, Any] = {
             "machine": {"cores": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version()},
+            "pipe_round_trip": floors.round_trip_us(),
             "latency_at_100_per_s": latency(fabric, args.latency),
         }
         for partitions in args.partitions:

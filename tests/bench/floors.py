@@ -119,3 +119,16 @@ def latencies_ms(bootstrap: str, topic: str, count: int, started: Callable[[], N
             found.append((time.time_ns() - sent_ns) / 1e6)
     consumer.close()
     return found
+
+
+def round_trip_us(calls: int = 3_000) -> dict[str, float]:
+    """One 1 KB event to a worker process behind a Unix socket pair and back, one after another."""
+    event = json.dumps({"Records": [{"Ckafka": {"msgBody": "x" * 1000}}]}).encode()
+    taken: list[float] = []
+    with worker_process() as call:
+        for _ in range(calls):
+            began = time.perf_counter()
+            call(event)
+            taken.append((time.perf_counter() - began) * 1e6)
+    kept = sorted(taken[calls // 10 :])
+    return {"p50_us": kept[len(kept) // 2], "p99_us": kept[int(len(kept) * 0.99)]}
