@@ -7,7 +7,7 @@ topic             default: the part of TriggerName behind the instance (`ckafka-
 bootstrapServers  host:port,…; default the fabric's own brokers
 concurrency       1..1000 invocations at once; default 32
 ordering          key (default), partition or none
-onPoison          skip (default), park-key or halt
+onPoison          skip; park-key and halt are not built yet and are refused
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class TriggerDesc:
         32, name="concurrency", code=_CODE, low=TRIGGER_CONCURRENCY_RANGE[0], high=TRIGGER_CONCURRENCY_RANGE[1]
     )
     ordering: str = param("key", name="ordering", code=_CODE, choices=("key", "partition", "none"))
-    on_poison: str = param("skip", name="onPoison", code=_CODE, choices=("skip", "park-key", "halt"))
+    on_poison: str = param("skip", name="onPoison", code=_CODE, choices=("skip",))
 
 
 _SCHEMA: Final = Schema(TriggerDesc)

@@ -379,6 +379,7 @@ TRIGGERS_REFUSED = [
     (trigger({"topic": "orders", "concurrency": 1_001}), DESC),
     (trigger({"topic": "orders", "ordering": "size"}), DESC),
     (trigger({"topic": "orders", "onPoison": "drink"}), DESC),
+    (trigger({"topic": "orders", "onPoison": "park-key"}), DESC),
     (trigger({"topic": "orders", "offset": "middle"}), DESC),
     (trigger({"topic": "orders", "offset": -5}), DESC),
     (trigger({"topic": "orders", "offset": True}), DESC),
