@@ -81,7 +81,8 @@ class JailWorker:
         """The zygote has reaped it."""
         if self._ended.done():
             return
-        peak = max(peak_kib, self._group.peak_kib() if self._group is not None else 0)
+        # The kernel's own peak of a process counts pages that it shares with the zygote; the group's is what was charged.
+        peak = (self._group.peak_kib() if self._group is not None else 0) or peak_kib
         if self._group is not None and self._group.oom_kills() > self._baseline:
             self._ended.set_result(WorkerExit("oom", code, peak))
         else:
