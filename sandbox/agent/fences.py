@@ -5,6 +5,7 @@ DESIGN.md section 8, "Ownership": an orphan (work of a gateway that lost the par
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from typing import Final
 
@@ -23,8 +24,11 @@ class Fences:
         self._owners: OrderedDict[tuple[str, int], Ownership] = OrderedDict()
 
     def declare(self, trigger: str, partition: int, epoch: int, now: float) -> FlowEntry:
-        """A connection says that it acts for this epoch. What is left of older epochs is ended, and what is left of this one from a connection
-        that broke (its gateway runs those records again); calls of this connection wait until they are gone."""
+        """A connection says that it acts for this epoch.
+
+        What is left of older epochs is ended, and what is left of this one from a connection that broke (its gateway runs those records
+        again); calls of this connection wait until they are gone.
+        """
         key = (trigger, partition)
         owner = self._owners.get(key)
         if owner is None:
@@ -70,12 +74,17 @@ class Fences:
         owner.calls.discard(call)
         if owner.older:
             owner.older.discard(call)
-            if not owner.older:
-                held, owner.held = owner.held, []
-                now = mono_s()
-                for waiting in held:
-                    if self.admit(waiting, now):
-                        waiting.pool.submit(waiting, now)
+            if not owner.older and owner.held:  # not now: we are in the middle of some pool's doings
+                asyncio.get_running_loop().call_soon(self._release, owner)
+
+    def _release(self, owner: Ownership) -> None:
+        held, owner.held = owner.held, []
+        now = mono_s()
+        for call in held:
+            if self.admit(call, now):
+                call.pool.submit(call, now)
+        for pool in {call.pool for call in held}:
+            pool.settle()
 
     def drop_held(self, calls: set[Call]) -> None:
         """These calls' connection is gone."""

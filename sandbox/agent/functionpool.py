@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sandbox.agent.logs import FunctionLog
 
 _OK: Final = int(DoneOutcome.OK)
+_LAST: Final = max(DoneOutcome)
 _STATUS: Final = {
     DoneOutcome.OK: RunStatus.OK,
     DoneOutcome.USER_EXCEPTION: RunStatus.USER_EXCEPTION,
@@ -202,8 +203,8 @@ class FunctionPool:
             self._careful_runs = max(0, self._careful_runs - runs)
         for payload in done:
             sequence, outcome, peak_kib, body = decode_done(payload)
-            if not calls or calls[0].sequence != sequence:
-                raise WireError("DONE without its RUN")
+            if not calls or calls[0].sequence != sequence or outcome > _LAST:
+                raise WireError(f"DONE of {sequence} with outcome {outcome}, which was not expected")
             call = calls.popleft()
             if call.batched:
                 worker.loose -= 1
@@ -232,10 +233,7 @@ class FunctionPool:
 
     def _finish(self, call: Call, outcome: int, body: bytes, run: Run) -> None:
         """The less common ends of a call that its worker answered."""
-        try:
-            status = _STATUS[DoneOutcome(outcome)]
-        except ValueError as exc:
-            raise WireError(f"DONE with outcome {outcome}") from exc
+        status = _STATUS[DoneOutcome(outcome)]
         if status == RunStatus.OK and len(body) > REPLY_BYTES:
             status = RunStatus.REPLY_TOO_LARGE
             body = error_body(status, "the reply is larger than 6 MB", call.request_id)
@@ -302,15 +300,20 @@ class FunctionPool:
             status, message = head.doom or self._reason(ended)
             run = Run(worker.head_at, now, int((now - worker.head_at) * 1e6), ended.peak_kib)
             self._fail(head, status, message, now, run)
+        elif calls and worker.killed and calls[0].flow is None:
+            # What it was killed for ended in time, and this one may have begun: an API call must not run twice.
+            self._fail(calls.popleft(), RunStatus.INTERNAL, "its worker was ended because of another call", now)
         if unsure or not worker.killed:
             self._careful_runs = TROUBLE_RUNS
         for call in reversed(calls):
-            if call.doom is not None:
-                self._fail(call, *call.doom, now)
-                continue
             call.worker = None
             call.alone, call.batched = unsure, False
-            self.queue.appendleft(call)
+            if call.link.gone and call.doom is None:
+                call.doom = (RunStatus.CANCELLED, "the gateway's connection is gone")
+            if call.doom is None:
+                self.queue.appendleft(call)
+            else:
+                self._fail(call, *call.doom, now)
         worker.release()
         self.host.ended(self, worker)
         self.pump(now)

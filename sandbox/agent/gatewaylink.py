@@ -47,6 +47,8 @@ class GatewayLink:
 
     def __init__(self, owner: LinkOwner, peer: dict[str, Any]) -> None:
         self.peer = peer
+        self.gone = False
+        """Nobody waits for the results any more."""
         self.calls: dict[int, Call] = {}
         """Not answered yet, by the gateway's number."""
         self._owner = owner
@@ -89,7 +91,7 @@ class GatewayLink:
         """The connection is gone: what has not begun is dropped, what runs goes on and its result is thrown away."""
         if error is not None:
             log.info("a gateway's connection broke", peer=self.peer.get("id"), reason=str(error))
-        self._connection = None
+        self._connection, self.gone = None, True
         calls, self.calls = self.calls, {}
         waiting = {call for call in calls.values() if call.worker is None}
         self._fences.drop_held(waiting)

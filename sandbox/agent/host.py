@@ -28,6 +28,8 @@ log = get_logger("sandbox.host")
 
 TICK_S: Final = 0.02
 HOUSEKEEPING_S: Final = 1.0
+DEATH_S: Final = 5.0
+"""How long the end of killed workers is waited for at the stop."""
 
 
 def default_budget_mib() -> int:
@@ -49,7 +51,7 @@ class HostLimits:
     forks_per_node: int = 4
     forks: int = 16
     queue_wait_s: float = 25.0
-    pool: PoolLimits = field(default_factory=PoolLimits)
+    pool: PoolLimits = field(default_factory=lambda: PoolLimits(cores=os.cpu_count() or 1))
 
 
 class Host:
@@ -305,7 +307,7 @@ class Host:
             if handle is not None:
                 handle.cancel()
         if tasks := self._starts | self._watches:
-            await asyncio.wait(tasks, timeout=deadline_s)
+            await asyncio.wait(tasks, timeout=DEATH_S)
         await self.nodes.close()
 
 

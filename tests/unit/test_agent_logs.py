@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from infra.clock import mono_s, unix_ms
 from sandbox.agent import logs
+from sandbox.agent.journal import Journal
 from sandbox.agent.logencoding import STREAMS, BlockEncoder, Entry, end_line, report_line, start_line
 from sandbox.agent.logs import FunctionLog, LogShipper
 from sandbox.agent.recentlogs import RecentBlocks, read_recent
 from schemas import avro, topics
+from schemas.errors import BrokerUnavailable
 from schemas.limits import LOG_INVOCATION_BYTES, LOG_TAIL_BYTES
 from schemas.records import LogBlock, LogLine
 
@@ -70,6 +72,8 @@ class Sink:
     def __init__(self) -> None:
         self.blocks: list[LogBlock] = []
         self.full = False
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     def send_nowait(self, topic: str, *, key: bytes | None, value: bytes | None) -> bool:
         assert topic == topics.LOGS
@@ -78,6 +82,11 @@ class Sink:
             self.blocks.append(avro.decode(LogBlock, value))
             assert key == self.blocks[-1].key.encode()
         return not self.full
+
+    async def send(self, topic: str, *, key: bytes | None, value: bytes | None, timeout_s: float) -> None:
+        await self.gate.wait()
+        if not self.send_nowait(topic, key=key, value=value):
+            raise BrokerUnavailable("away")
 
     @property
     def lines(self) -> list[LogLine]:
@@ -171,6 +180,87 @@ async def test_lines_that_kafka_does_not_take_are_counted() -> None:
     shipper.flush()
     assert shipper.lost_lines == 1_000
     assert function.entries == []
+
+
+def journaled(folder: Path, sink: Sink) -> tuple[LogShipper, FunctionLog]:
+    shipper = LogShipper("agent-1", sink, journal=Journal(folder))
+    return shipper, FunctionLog(shipper, "1/default/f", "$LATEST", 128)
+
+
+def unshipped(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.unshipped"))
+
+
+async def test_lines_of_a_killed_agent_are_sent_by_its_successor_with_their_own_times(tmp_path: Path) -> None:
+    killed, after = Sink(), Sink()
+    killed.gate.clear()
+    shipper, function = journaled(tmp_path, killed)
+    assert shipper.recover() == 0
+    began_ms, now = unix_ms(), mono_s()
+    for _ in range(200):  # more than a block: some are shipped and not acknowledged, some still collected
+        function.whole(REQUEST.bytes, now, now, 1, 1)
+    call = function.begin(REQUEST.bytes, now)
+    function.lines(call, logs.STDOUT, b"last words", now)
+    await asyncio.sleep(0)
+    assert killed.blocks == []
+    again, _ = journaled(tmp_path, after)
+    assert again.recover() > 0
+    await again.drain(5)
+    assert [line.line for line in after.lines][-2:] == [f"START RequestId: {REQUEST}", "last words"]
+    assert len(after.lines) == 602
+    assert all(abs(line.unix_ms - began_ms) < 2_000 for line in after.lines)
+    assert unshipped(tmp_path) == []
+    assert journaled(tmp_path, Sink())[0].recover() == 0
+    killed.gate.set()
+    await shipper.drain(5)
+
+
+async def test_a_successor_that_is_killed_too_before_kafka_answered_leaves_the_lines_to_the_next(
+    tmp_path: Path,
+) -> None:
+    stuck, last = Sink(), Sink()
+    stuck.gate.clear()
+    shipper, function = journaled(tmp_path, stuck)
+    shipper.recover()
+    function.whole(REQUEST.bytes, 0.0, 0.0, 1, 1)
+    await asyncio.sleep(0)
+    second, _ = journaled(tmp_path, stuck)
+    assert second.recover() == 1
+    third, _ = journaled(tmp_path, last)
+    assert third.recover() == 1
+    await third.drain(5)
+    assert len(last.lines) == 3
+    stuck.gate.set()
+    await second.drain(5)
+
+
+async def test_what_kafka_has_leaves_the_journal(tmp_path: Path) -> None:
+    sink = Sink()
+    shipper, function = journaled(tmp_path, sink)
+    shipper.recover()
+    for _ in range(10):
+        function.whole(REQUEST.bytes, 0.0, 0.0, 1, 1)
+        await asyncio.sleep(0)
+        assert unshipped(tmp_path)
+        shipper.flush()
+        await shipper.drain(5)
+        assert unshipped(tmp_path) == []
+    assert len(sink.lines) == 30
+
+
+async def test_a_journal_cut_off_by_the_kill_gives_what_is_whole(tmp_path: Path) -> None:
+    sink = Sink()
+    shipper, function = journaled(tmp_path, sink)
+    shipper.recover()
+    for _ in range(2):
+        function.whole(REQUEST.bytes, 0.0, 0.0, 1, 1)
+        await asyncio.sleep(0)
+    (path,) = unshipped(tmp_path)
+    path.write_bytes(path.read_bytes()[:-3])
+    again, _ = journaled(tmp_path, sink)
+    assert again.recover() == 1
+    await again.drain(5)
+    assert len(sink.lines) == 3
 
 
 def block(number: int) -> LogBlock:

@@ -17,14 +17,7 @@ from hypothesis import strategies as st
 from schemas import package
 from schemas.errors import BadPackage
 from schemas.package import PackageFacts, check_zip, read_files
-
-
-def zipped(*entries: tuple[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", compression) as archive:
-        for name, content in entries:
-            archive.writestr(name, content)
-    return out.getvalue()
+from tests.packages import zipped
 
 
 def with_mode(name: str, mode: int, content: bytes = b"x") -> bytes:
