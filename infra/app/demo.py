@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import shutil
@@ -25,12 +26,12 @@ from infra.app.client import Client, connect
 from infra.app.console import ExitStatus, say, say_json
 from infra.app.demo_tally import Tally
 from infra.app.demo_view import open_view
-from infra.app.state import FabricFolder
+from infra.app.state import FabricFolder, running_state
 from infra.clock import mono_s, unix_ms
 from infra.kafka.admin import Admin
 from infra.kafka.clients import Cluster
 from infra.kafka.producer import Producer
-from schemas.errors import PlatformError, SetupError
+from schemas.errors import PlatformError, SetupError, UserError
 
 TOPIC, FUNCTION = "orders", "price-orders"
 PARTITIONS, CUSTOMERS, ORDERS, POISON_SHARE, PER_S = 4, 20, 1_500, 0.01, 300
@@ -39,8 +40,10 @@ START_S, FINISH_S = 90.0, 60.0
 
 @dataclass(slots=True)
 class Progress:
-    """What is known so far."""
+    """What is known so far. The names are of this run: in a folder that was kept, an earlier one has its own."""
 
+    topic: str
+    function: str
     produced: int = 0
     poison: int = 0
     dead: int = 0
@@ -63,7 +66,11 @@ class Progress:
 def run(args: argparse.Namespace) -> ExitStatus:
     """The command."""
     own = args.data_dir is None
-    folder = Path(tempfile.mkdtemp(prefix="penstock-demo-")) if own else Path(args.data_dir)
+    folder = Path(tempfile.mkdtemp(prefix="penstock-demo-") if own else args.data_dir).absolute()
+    if running_state(FabricFolder(folder)) is not None:
+        raise UserError(
+            f"a fabric runs in {folder}, and the demo starts its own: leave --data-dir out, or name a new folder"
+        )
     up = _start_fabric(folder)
     try:
         progress = asyncio.run(_demo(folder, up, as_json=args.json))
@@ -110,16 +117,17 @@ async def _demo(folder: Path, up: subprocess.Popen[bytes], *, as_json: bool) -> 
     tell(f"Ready. Kafka listens on {kafka}; functions run in: {status['driver']}\n")
     cluster = Cluster(kafka)
     admin = Admin(cluster)
-    await admin.create_topic(TOPIC, PARTITIONS)
+    progress = await _named(admin)
+    await admin.create_topic(progress.topic, PARTITIONS)
     admin.close()
     code = Path(__file__).parent / "demo_function"
     for command in (
-        ("deploy", str(code), "--name", FUNCTION, "--handler", "index.main_handler"),
-        ("trigger", "create", FUNCTION, "--type", "ckafka", "--topic", TOPIC),
+        ("deploy", str(code), "--name", progress.function, "--handler", "index.main_handler"),
+        ("trigger", "create", progress.function, "--type", "ckafka", "--topic", progress.topic),
     ):
         tell(f"$ penstock {' '.join(command)}".replace(str(code), "demo_function"))
         tell(await _cli(folder, *command))
-    progress = Progress(began_mono_s=mono_s())
+    progress.began_mono_s = mono_s()
     client = await asyncio.to_thread(connect, FabricFolder(folder))
     tell(f"Producing {ORDERS} orders of {CUSTOMERS} customers at {PER_S}/s, 1 in 100 of them unreadable (poison):\n")
     with open_view(quiet=as_json) as view:
@@ -128,6 +136,15 @@ async def _demo(folder: Path, up: subprocess.Popen[bytes], *, as_json: bool) -> 
             group.create_task(_follow(client, progress, view, producing))
     progress.took_s = mono_s() - progress.began_mono_s
     return progress
+
+
+async def _named(admin: Admin) -> Progress:
+    """Progress of a run whose topic is new."""
+    for run in itertools.count(1):
+        end = f"-{run}" if run > 1 else ""
+        if await admin.topic(TOPIC + end) is None:
+            return Progress(TOPIC + end, FUNCTION + end)
+    raise AssertionError("unreachable")
 
 
 async def _ready(folder: Path, up: subprocess.Popen[bytes]) -> dict[str, Any]:
@@ -174,13 +191,13 @@ async def _produce(cluster: Cluster, progress: Progress) -> None:
             value = _order(chooser, customer, number)
             progress.poison += value.startswith(b"\xff")
             progress.produced += 1
-            group.create_task(_send(producer, customer, value))
+            group.create_task(_send(producer, progress.topic, customer, value))
             await asyncio.sleep(max(0.0, began + i / PER_S - mono_s()))
     await producer.close()
 
 
-async def _send(producer: Producer, customer: int, value: bytes) -> None:
-    await producer.send(TOPIC, key=b"customer-%02d" % customer, value=value, timeout_s=30)
+async def _send(producer: Producer, topic: str, customer: int, value: bytes) -> None:
+    await producer.send(topic, key=b"customer-%02d" % customer, value=value, timeout_s=30)
 
 
 def _order(chooser: random.Random, customer: int, number: int) -> bytes:
@@ -199,11 +216,13 @@ async def _follow(client: Client, progress: Progress, view: Any, producing: asyn
         at_end = False
         while not at_end:
             page = await asyncio.to_thread(
-                client.call, "GetFunctionLogLines", {"FunctionName": FUNCTION, "Cursor": cursor, "Limit": 5_000}
+                client.call,
+                "GetFunctionLogLines",
+                {"FunctionName": progress.function, "Cursor": cursor, "Limit": 5_000},
             )
             cursor, at_end = page["Cursor"], page["AtEnd"]
             progress.tally.take({"stream": x["Stream"], "line": x["Line"]} for x in page["Lines"])
-        sources = await asyncio.to_thread(client.call, "ListEventSources", {"FunctionName": FUNCTION})
+        sources = await asyncio.to_thread(client.call, "ListEventSources", {"FunctionName": progress.function})
         parts = sources["Sources"][0]["Partitions"]
         progress.lag, progress.dead = sum(p["Lag"] or 0 for p in parts), sum(p["Dead"] or 0 for p in parts)
         view.show(progress)
