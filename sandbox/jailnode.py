@@ -276,7 +276,7 @@ def copy_tree(source: Path, target: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(source, part, copy_function=_link_or_copy)
     for folder, _, _ in os.walk(part):
-        os.chmod(folder, 0o755)
+        os.chmod(folder, 0o755)  # noqa: S103 - read by the node's user
     part.rename(target)
 
 
