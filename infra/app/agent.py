@@ -18,6 +18,7 @@ from infra.settings import FabricSettings, store_address
 from infra.steps import StepLoop
 from sandbox.agent.agent import AgentConfig, StepHandler, run_agent
 from sandbox.agent.host import HostLimits
+from sandbox.driver import Capabilities
 from sandbox.jail import JailConfig, JailDriver
 from schemas import topics
 from schemas.errors import ConfigError, IsolationUnavailable
@@ -34,7 +35,17 @@ async def run(process: Process) -> None:
     driver = _driver(settings)
     folder = settings.data_dir / "agent"
     folder.mkdir(mode=0o711, parents=True, exist_ok=True)
-    found = await asyncio.to_thread(driver.probe)
+    probing = asyncio.ensure_future(asyncio.to_thread(driver.probe))
+    try:
+        await _start(process, driver, folder, probing)
+    finally:
+        await asyncio.wait([probing])  # its thread can't be cancelled, and makes the cgroups that close removes
+        await driver.close()
+
+
+async def _start(process: Process, driver: JailDriver, folder: Path, probing: asyncio.Future[Capabilities]) -> None:
+    settings = process.settings
+    found = await asyncio.shield(probing)
     said: dict[str, Any] = {"driver": found.driver, "missing": found.missing, "notes": found.notes}
     if found.missing and not settings.allow_weaker_isolation:
         refusal = IsolationUnavailable(found.missing)
