@@ -14,7 +14,6 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,8 +25,7 @@ from schemas.errors import BrokerUnavailable, ConfigError, PenstockError
 from schemas.records import Member
 from schemas.topics import COMMANDS, CONTROL_PARTITIONS, INVOCATIONS, MEMBERS, STEP_RESULTS, TOPICS, TopicSpec
 from streams.activity import Activity
-from streams.embedding import FaustReader, Outbox, Table, build_app, calm_logs, raw_topic, start
-from streams.intake import Intake, Place
+from streams.embedding import Outbox, Table, build_app, calm_logs, raw_topic, start
 from streams.lanes import KeyLanes
 from streams.processors import ActivityProcessor, Input, Publication, RegistryProcessor, every
 from streams.registry import Entry
@@ -36,7 +34,6 @@ APP_ID: Final = "penstock-streams"
 HEARTBEAT_S: Final = 2.0
 TICK_S: Final = 0.5
 SWEEP_S: Final = 5.0
-WATCH_S: Final = 0.5
 STOP_S: Final = 2.5
 ADMIN_S: Final = 10.0
 DRAIN_S: Final = 2.0
@@ -147,7 +144,6 @@ class _Worker:
             commit_every_s=config.commit_every_s,
         )
         self._lanes = KeyLanes()
-        self._intake = Intake(FaustReader(self._app), self._lanes)
         self._outbox = Outbox(self._app)
         registry_table, activity_table = self._tables = (Table(self._app, "registry"), Table(self._app, "activity"))
         self._registry = RegistryProcessor(registry_table, self._outbox)
@@ -164,7 +160,7 @@ class _Worker:
     async def started(self) -> AsyncIterator[None]:
         """Faust runs inside."""
         try:
-            await start(self._app, on_starts=self._intake.begin)
+            await start(self._app)
             yield
         finally:
             await self._stop()
@@ -184,7 +180,6 @@ class _Worker:
             self._announce(on_ready),
             every(TICK_S, self._activity.tick),
             every(SWEEP_S, self._forget),
-            every(WATCH_S, self._intake.watch),
         ]
 
     async def _watch(self) -> None:
@@ -201,9 +196,7 @@ class _Worker:
         config = self._config
         key = f"streams/{config.instance_id}".encode()
         while True:
-            detail = json.dumps(
-                {"pid": os.getpid(), "partitions": sorted(self._owned()), "keys": self._registry.known()}
-            )
+            detail = json.dumps({"pid": os.getpid(), "partitions": sorted(self._owned())})
             member = Member("streams", config.instance_id, config.host, config.zone, "", term, clock.unix_ms(), detail)
             await self._outbox.publish([Publication(MEMBERS, None, key, avro.encode(member))])
             await asyncio.sleep(HEARTBEAT_S)
@@ -211,16 +204,14 @@ class _Worker:
     async def _forget(self) -> None:
         for processor in (self._registry, self._activity):
             for key in processor.due():
-                await self._lanes.put(key, partial(processor.forget, key))
+                await self._lanes.put(key, _bound(processor.forget, key))
 
     def _consume(self, topic: str, handle: Callable[[Input], Any]) -> None:
         async def agent(stream: Any) -> None:
             async for event in stream.noack().events():
                 message = event.message
-                place = Place(topic, message.partition)
-                await self._intake.take(
-                    place, message.offset, message.key, message.value, let_go=event.ack, handle=handle
-                )
+                record = Input(topic, message.partition, message.offset, message.key, message.value, event.ack)
+                await self._lanes.put(message.key or b"", _bound(handle, record))
 
         self._app.agent(raw_topic(self._app, topic), name=topic)(agent)
 
@@ -234,12 +225,15 @@ class _Worker:
                 await self._lanes.drained()
         except TimeoutError:
             _log.warning("work goes on though its partition is given up", partitions=len(set(revoked)))
-        self._intake.clear()
 
     async def _assigned(self, _app: Any, assigned: Iterable[Any], **_more: Any) -> None:
         owned = {tp.partition for tp in assigned if tp.topic == COMMANDS}
         for table in self._tables:
             table.keep(owned)
+
+
+def _bound(work: Callable[[Any], Any], argument: Any) -> Callable[[], Any]:
+    return lambda: work(argument)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
