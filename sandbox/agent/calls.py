@@ -40,12 +40,11 @@ class Call:
     """One INVOKE on its way.
 
     `worker` is who has it, None while it is queued; `sequence` its number there. `arrived` is monotonic seconds. `cold` is the level of the
-    start that it met. `batched` means it was sent as RUN_BATCHED, `alone` that nothing may run with it. `doom` is what it is answered with when its worker is dead. The event is kept until the end, because a call behind one
-    that killed its worker runs again elsewhere.
+    start that it met. `batched` means it was sent as RUN_BATCHED. `doom` is what it is answered with when its worker is dead. The event is
+    kept until the end, because a call behind one that killed its worker runs again elsewhere.
     """
 
     __slots__ = (
-        "alone",
         "arrived",
         "batched",
         "cold",
@@ -82,7 +81,6 @@ class Call:
         self.flags = flags
         self.arrived = arrived
         self.cold = 0
-        self.alone = False
         self.batched = False
         self.doom: tuple[RunStatus, str] | None = None
         self.sequence = 0

@@ -167,12 +167,10 @@ class FunctionPool:
 
     def _least_busy(self, call: Call, now: float) -> WorkerLink | None:
         """The busy worker with the fewest calls behind which this one may be put."""
-        if call.alone:
-            return None
         found, fewest = None, self.limits.depth
         for worker in self.busy:
             depth = len(worker.calls)
-            if depth >= fewest or now - worker.head_at > self._stuck_s or not worker.room or worker.calls[-1].alone:
+            if depth >= fewest or now - worker.head_at > self._stuck_s or not worker.room:
                 continue
             if worker.loose and call.flow is None:  # an API call must not run twice, so who ran must be known
                 continue
@@ -185,7 +183,7 @@ class FunctionPool:
         if not worker.calls:
             self.busy[worker] = None
             self.host.busy(self)
-        batched = call.flow is not None and not self._careful_runs and not call.alone
+        batched = call.flow is not None and not self._careful_runs
         if worker.run(call, now, batched=batched):
             self.host.unflushed(worker)
 
@@ -307,7 +305,7 @@ class FunctionPool:
             self._careful_runs = TROUBLE_RUNS
         for call in reversed(calls):
             call.worker = None
-            call.alone, call.batched = unsure, False
+            call.batched = False
             if call.link.gone and call.doom is None:
                 call.doom = (RunStatus.CANCELLED, "the gateway's connection is gone")
             if call.doom is None:
@@ -349,7 +347,7 @@ class FunctionPool:
 
     def _time_out(self, worker: WorkerLink, head: Call) -> None:
         if worker.unsure:
-            worker.kill()  # one of them hangs; which one is seen when each runs alone
+            worker.kill()  # one of them hangs; which one is seen when they run again, answered one by one
         else:
             worker.kill(
                 head, RunStatus.TIMEOUT, f"the function ran longer than its time limit of {self.spec.timeout_s} s"

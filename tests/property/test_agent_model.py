@@ -22,17 +22,16 @@ from tests.agent_fakes import FakeAgent, FakeWorker, Gateway, Given, settle, unt
 PARTITIONS = 2
 choice = st.integers(0, 1_000)
 settles = st.sampled_from([True, True, True, False])
+invoke = st.tuples(st.just("invoke"), st.sampled_from([None, 0, 1]), st.integers(1, 4), settles)
+finish = st.tuples(st.just("finish"), choice, st.integers(1, 3), settles)
+rare = st.one_of(
+    st.tuples(st.just("die"), choice, st.sampled_from(["exit", "oom"]), settles),
+    st.tuples(st.just("cancel"), choice, st.just(0), settles),
+    st.tuples(st.just("own"), st.integers(0, PARTITIONS - 1), st.just(0), settles),
+    st.tuples(st.just("close"), choice, st.just(0), settles),
+)
 operations = st.lists(
-    st.one_of(
-        st.tuples(st.just("invoke"), st.sampled_from([None, 0, 1]), st.integers(1, 4), settles),
-        st.tuples(st.just("finish"), choice, st.integers(1, 4), settles),
-        st.tuples(st.just("die"), choice, st.sampled_from(["exit", "oom"]), settles),
-        st.tuples(st.just("cancel"), choice, st.just(0), settles),
-        st.tuples(st.just("own"), st.integers(0, PARTITIONS - 1), st.just(0), settles),
-        st.tuples(st.just("close"), choice, st.just(0), settles),
-    ),
-    min_size=5,
-    max_size=60,
+    st.sampled_from([invoke, invoke, finish, rare]).flatmap(lambda kind: kind), min_size=15, max_size=60
 )
 
 
@@ -78,8 +77,8 @@ class Model:
             busy[a % len(busy)].die(WorkerExit(b, 1, 1))
         elif what == "cancel":
             gateway = self.gateways[a % 2]
-            if self.sent[gateway]:
-                gateway.cancel(self.sent[gateway][a % len(self.sent[gateway])])
+            if pending := [corr for corr in self.sent[gateway] if corr not in gateway.results]:
+                gateway.cancel(pending[a % len(pending)])
         elif what == "own":
             self.epochs[a] += 1
             self.owner[a] = 1 - self.owner[a]
