@@ -16,10 +16,11 @@ from typing import Final, NamedTuple
 class PoolLimits:
     """Bounds of one pool.
 
-    `depth` calls at most are given to one worker at a time; a call is put behind others only when the handler is quick (longest recent run
-    below `quick_us`) and those before it take at most `drain_us` at that rate, and never behind one that already runs `stuck_us`. When they
-    typically take at most `pack_us`, a busy worker is preferred to waking an idle one: that costs more. `start_us` is about what a start costs. At most `blind_starts`
-    workers are started at a time while nothing is known of how long the handler runs.
+    A call is put behind others only when the handler is quick (longest recent run below `quick_us`), a worker has fewer than `depth` calls, and
+    those before it take at most `drain_us` at that rate; never behind one that already runs `stuck_us`. A busy worker is preferred to waking
+    an idle one, which costs more, when those before it typically take at most `pack_us`, or `crowded_us` while as many workers as `cores`
+    are busy. Before `blind_runs` have told how long the handler runs, no call is put behind another and at most `blind_starts` workers are
+    started. `start_us` is about what a start costs.
     """
 
     workers: int = 1_000
@@ -45,10 +46,6 @@ class Step(IntEnum):
     REFUSE = 3
 
 
-UNKNOWN: Final = -1
-"""Longest recent run of a pool that has not finished one."""
-
-
 class RunTimes:
     """What a pool has learnt of how long its handler runs: `longest_us`, a maximum that fades with each run, and `typical_us`, a moving mean."""
 
@@ -56,20 +53,20 @@ class RunTimes:
     FADE: Final = 0.9
 
     def __init__(self) -> None:
-        self.longest_us = UNKNOWN
-        self.typical_us = UNKNOWN
+        self.longest_us = 0
+        self.typical_us = 0
         self.runs = 0
 
     def observe(self, each_us: int, runs: int = 1) -> None:
         """`runs` calls took `each_us` on the average, > 0 runs."""
         keep = self.FADE if runs == 1 else self.FADE**runs
-        self.runs += runs
         self.longest_us = max(each_us, int(self.longest_us * keep))
-        self.typical_us = each_us if self.typical_us < 0 else int(self.typical_us * keep + each_us * (1 - keep))
+        self.typical_us = int(self.typical_us * keep + each_us * (1 - keep)) if self.runs else each_us
+        self.runs += runs
 
     def is_quick(self, limits: PoolLimits) -> bool:
         """True when calls may be put behind others."""
-        return 0 <= self.longest_us < limits.quick_us
+        return self.runs >= limits.blind_runs and self.longest_us < limits.quick_us
 
 
 def choose(*, idle: int, busy: int, depth: int, times: RunTimes, queued: int, limits: PoolLimits) -> Step:

@@ -138,7 +138,7 @@ def _refused(worker: WorkerLink, said: dict[str, Any]) -> StartFailed:
 def environment_of(spec: Spec) -> dict[str, str]:
     """What user code sees in os.environ: the user's variables and SCF's own (SCF.md 4.5), which win."""
     return {
-        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "PATH": "/opt/python/bin:/usr/local/bin:/usr/bin:/bin",
         "HOME": "/tmp",  # noqa: S108 - inside the worker
         "LANG": "C.UTF-8",
         **spec.environment,
