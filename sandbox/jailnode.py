@@ -11,6 +11,7 @@ import signal
 import socket
 import struct
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ class JailNode:
 
     async def start_worker(self, spec: Spec, code_dir: Path, *, environment: dict[str, str]) -> JailWorker:
         """See the port; the environment reaches the worker with LOAD."""
-        bound = self._bring_code(spec.code_sha256, code_dir)
+        bound = await self._bring_code(spec.code_sha256, code_dir)
         wanted = {"code_dir": rootfs.USER_CODE, "bound": bound}
         if self._mode == "bare":
             scratch = self._home / f"tmp-{self._numbers + 1}"
@@ -141,7 +142,7 @@ class JailNode:
 
     async def check_code(self, spec: Spec, code_dir: Path) -> tuple[StatusReason, ...]:
         """See the port: a worker reads the source and says what it sees."""
-        bound = self._bring_code(spec.code_sha256, code_dir)
+        bound = await self._bring_code(spec.code_sha256, code_dir)
         own = str(self._home / "code" / spec.code_sha256) if self._mode == "bare" else rootfs.USER_CODE
         wanted: dict[str, Any] = {"check": True, "handler": spec.handler, "code_dir": own, "bound": bound}
         if self._mode == "bare":
@@ -178,11 +179,14 @@ class JailNode:
         if self._forget is not None:
             self._forget(self)
 
-    def _bring_code(self, sha256: str, code_dir: Path) -> str:
+    async def _bring_code(self, sha256: str, code_dir: Path) -> str:
         """The package below the node's code folder, by hard links where that works; its path inside."""
         target = self._home / "code" / sha256
-        if not target.exists():
-            copy_tree(code_dir, target)
+        if not target.exists():  # 0.4 s for the largest package: not on the loop
+            try:
+                await asyncio.to_thread(copy_tree, code_dir, target)
+            except OSError as exc:
+                raise WorkerStartFailed(f"the node can't take the package: {exc.strerror or exc}") from exc
         return f"{rootfs.CODE_ROOT}/{sha256}"
 
     async def _fork(self, wanted: dict[str, Any], *, memory_mib: int) -> JailWorker:
@@ -271,13 +275,22 @@ class JailNode:
 
 
 def copy_tree(source: Path, target: Path) -> None:
-    """A read-only tree of the same files: links where the file system allows, else copies. Appears whole or not at all."""
-    part = target.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(source, part, copy_function=_link_or_copy)
-    for folder, _, _ in os.walk(part):
-        os.chmod(folder, 0o755)  # noqa: S103 - read by the node's user
-    part.rename(target)
+    """A read-only tree of the same files: links where the file system allows, else copies.
+
+    Appears whole or not at all; of several at a time the first one stays.
+    """
+    part = Path(tempfile.mkdtemp(prefix=f".{target.name[:12]}-", dir=target.parent))
+    try:
+        shutil.copytree(source, part, copy_function=_link_or_copy, dirs_exist_ok=True)
+        for folder, _, _ in os.walk(part):
+            os.chmod(folder, 0o755)  # noqa: S103 - read by the node's user
+        try:
+            part.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -122,6 +122,18 @@ async def test_each_way_to_fail_has_its_status_and_the_neighbour_keeps_working(
     await until(lambda: all(w.usable for p in running.agent.host.pools.values() for w in p.all))
 
 
+async def test_a_package_of_many_files_starts_several_workers_at_once_and_holds_nobody_up(running: Running) -> None:
+    gateway = await running.gateway()
+    many = zipped(("index.py", SLEEPS.encode()), *((f"data/{i}.txt", b"x") for i in range(5_000)))
+    neighbour = running.spec(ECHO, function="neighbour")
+    spec = dataclasses.replace(neighbour, function="many", code_sha256=running.store.add_zip(many))
+    assert await gateway.value(1, neighbour) == 1
+    answers = [gateway.send(0.3, spec) for _ in range(4)]
+    assert await gateway.value(2, neighbour) == 2
+    assert not any(a.done() for a in answers)
+    assert [r.status for r in await asyncio.gather(*answers)] == [200] * 4
+
+
 async def test_after_a_death_the_function_serves_again(running: Running) -> None:
     gateway = await running.gateway()
     spec = running.spec("import os\ndef main_handler(e, c):\n    return os._exit(1) if e == 'die' else e\n")
