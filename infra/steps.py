@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable
 
 from infra.clock import unix_ms
 from infra.kafka.clients import Cluster
-from infra.kafka.consumer import Assigned, GroupConsumer, Mark, Record
+from infra.kafka.commits import Mark
+from infra.kafka.consumer import Assigned, GroupConsumer, Record
 from infra.kafka.producer import Producer
 from schemas import avro
 from schemas.errors import BrokerUnavailable, PenstockError, WireError

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from infra.kafka.consumer import Assigned, ConsumerEvents, Mark, Record
+from infra.kafka.commits import Mark
+from infra.kafka.consumer import Assigned, ConsumerEvents, Record
 from ingest.deadletter import DeadLetter, trigger_key
 from ingest.lanes import marks
 from schemas.errors import BrokerUnavailable

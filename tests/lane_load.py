@@ -14,7 +14,8 @@ from confluent_kafka import Producer
 
 from infra.clock import mono_s
 from infra.kafka.clients import Cluster
-from infra.kafka.consumer import ConsumerEvents, Mark
+from infra.kafka.commits import Mark
+from infra.kafka.consumer import ConsumerEvents
 from ingest.deadletter import DeadLetter
 from ingest.lanes.engine import Bury, LaneEngine, Source
 from ingest.triggers import kafka_source

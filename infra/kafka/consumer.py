@@ -20,6 +20,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from infra.clock import unix_ms
 from infra.kafka.clients import FATAL, PARTITION_EOF, Cluster, reason
+from infra.kafka.commits import Answer, Commits, Mark
 from schemas.errors import BrokerUnavailable, ConfigError, PenstockError
 
 _LOG = logging.getLogger("infra.kafka.consumer")
@@ -32,6 +33,7 @@ _COMMIT_EVERY_S = 0.05
 _COMMITS_OUT = 128
 """Commits sent and not answered. An answer comes behind the prefetched records, so while the loop holds it may be late."""
 _REVOKE_DEADLINE_S = 2.0
+_LAST_COMMIT_S = 0.5
 _LONG_HOLD_S = 5.0
 """A rebalance waits for the next poll, so for a hold; a longer one pauses (which throws the prefetch away) and polls on."""
 _COMMITTED_TIMEOUT_S = 10.0
@@ -50,14 +52,6 @@ class Record(NamedTuple):
 
 class Assigned(NamedTuple):
     """A partition that is now ours: its epoch, the offset it starts at, and what was committed with that offset."""
-
-    epoch: int
-    offset: int
-    metadata: str
-
-
-class Mark(NamedTuple):
-    """A position to commit: valid only in its epoch."""
 
     epoch: int
     offset: int
@@ -86,15 +80,6 @@ class ConsumerEvents(Protocol):
     def failed(self, error: PenstockError) -> None:
         """Something is wrong. Retryable: it goes on by itself. Otherwise the consumer has ended."""
         ...
-
-
-class _Holding:
-    """One partition of the current assignment."""
-
-    __slots__ = ("committed", "epoch")
-
-    def __init__(self, epoch: int, committed: int) -> None:
-        self.epoch, self.committed = epoch, committed
 
 
 class GroupConsumer:
@@ -155,9 +140,7 @@ class GroupConsumer:
             self._config["group.protocol"] = "consumer"
         self._topic, self._events, self._loop, self._parse_epoch = topic, events, loop, parse_epoch
         self._commands: queue.SimpleQueue[Callable[[Consumer], None]] = queue.SimpleQueue()
-        self._holdings: dict[int, _Holding] = {}
-        self._marks: dict[int, Mark] = {}
-        self._sent: dict[int, Mark] = {}
+        self._commits = Commits()
         self._handed_over = 0  # by the thread
         self._taken = 0  # by the loop
         self._took = threading.Event()
@@ -169,8 +152,11 @@ class GroupConsumer:
         self._commits_out = 0
         self._finished = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=f"kafka-{group_id}", daemon=True)
-        self.stale_marks = 0
+
+    @property
+    def stale_marks(self) -> int:
         """Marks dropped because their epoch was over."""
+        return self._commits.stale_marks
 
     # from the loop
 
@@ -180,7 +166,7 @@ class GroupConsumer:
 
     def commit(self, marks: Mapping[int, Mark]) -> None:
         """Commit these positions soon (at most each 50 ms); a newer mark of a partition replaces an older one."""
-        self._commands.put(lambda _consumer: self._merge(marks))
+        self._commands.put(lambda _consumer: self._commits.merge(marks))
 
     def hold(self) -> None:
         """Hand over no more records until `release`; membership stays."""
@@ -223,7 +209,7 @@ class GroupConsumer:
         finally:
             self._drain_commands(consumer)
             self._commit_now(consumer)
-            self._holdings.clear()
+            self._commits.forget(self._commits.partitions)
             consumer.close()
 
     def _step(self, consumer: Consumer) -> None:
@@ -294,44 +280,45 @@ class GroupConsumer:
                 return
             command(consumer)
 
-    def _merge(self, marks: Mapping[int, Mark]) -> None:
-        for partition, mark in marks.items():
-            holding = self._holdings.get(partition)
-            if holding is None or holding.epoch != mark.epoch:
-                self.stale_marks += 1
-            elif mark.offset >= holding.committed:
-                self._marks[partition] = mark
-
     def _commit_if_due(self, consumer: Consumer) -> None:
-        if self._marks and self._commits_out < _COMMITS_OUT and time.monotonic() >= self._next_commit:
+        if self._commits.waiting and self._commits_out < _COMMITS_OUT and time.monotonic() >= self._next_commit:
             self._next_commit = time.monotonic() + _COMMIT_EVERY_S
             self._commits_out += 1
-            consumer.commit(offsets=self._take_marks(), asynchronous=True)
+            consumer.commit(offsets=self._marked(), asynchronous=True)
 
-    def _on_commit(self, error: KafkaError | None, _partitions: list[TopicPartition]) -> None:
-        """Result of an asynchronous commit, called by a later poll: what failed is sent again unless a newer mark is there."""
+    def _marked(self) -> list[TopicPartition]:
+        return [TopicPartition(self._topic, p, m.offset, m.metadata) for p, m in self._commits.take().items()]
+
+    def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition] | None) -> None:
+        """Result of an asynchronous commit, called by a later poll.
+
+        The broker answers for each partition; librdkafka makes that the commit's own error only when all of them failed.
+        """
         self._commits_out -= 1
-        if error is not None:
-            self._post(self._events.failed, BrokerUnavailable(f"commit: {error.str()}"))
-            for partition, mark in self._sent.items():
-                holding = self._holdings.get(partition)
-                if holding is not None and holding.epoch == mark.epoch:
-                    self._marks.setdefault(partition, mark)
-
-    def _take_marks(self) -> list[TopicPartition]:
-        marks, self._marks = self._marks, {}
-        self._sent |= marks
-        for partition, mark in marks.items():
-            self._holdings[partition].committed = mark.offset
-        return [TopicPartition(self._topic, p, m.offset, m.metadata) for p, m in marks.items()]
+        refused = [tp.error for tp in partitions or () if tp.error is not None]
+        if partitions:
+            self._commits.answered(_answers(partitions, all_refused=error is not None))
+        elif error is not None:
+            self._commits.failed()
+        if error is not None or refused:
+            self._post(self._events.failed, BrokerUnavailable(f"commit: {(error or refused[0]).str()}"))
 
     def _commit_now(self, consumer: Consumer) -> None:
-        if not self._marks:
-            return
-        try:
-            consumer.commit(offsets=self._take_marks(), asynchronous=False)
-        except KafkaException as exc:
-            _LOG.warning("last commit of %s failed: %s", self._topic, reason(exc))
+        """The last commit before partitions leave: tried again for a moment where the broker refuses a partition for now."""
+        deadline = time.monotonic() + _LAST_COMMIT_S
+        while self._commits.waiting:
+            try:
+                answered = consumer.commit(offsets=self._marked(), asynchronous=False)
+            except KafkaException as exc:
+                _LOG.warning("last commit of %s failed: %s", self._topic, reason(exc))
+                return
+            self._commits.answered(_answers(answered, all_refused=False))
+            if self._commits.waiting:
+                if time.monotonic() >= deadline:
+                    refused = [f"{tp.partition}: {tp.error.str()}" for tp in answered if tp.error is not None]
+                    _LOG.warning("last commit of %s was refused: %s", self._topic, refused)
+                    return
+                time.sleep(0.05)
 
     def _set_hold(self, on: bool) -> None:
         self._held_since = time.monotonic() if on else None
@@ -340,15 +327,15 @@ class GroupConsumer:
             self._commands.put(lambda consumer: consumer.resume(self._assignment(without=self._user_paused)))
 
     def _assignment(self, without: set[int] | None = None) -> list[TopicPartition]:
-        return [TopicPartition(self._topic, p) for p in self._holdings if p not in (without or ())]
+        return [TopicPartition(self._topic, p) for p in self._commits.partitions if p not in (without or ())]
 
     def _pause(self, consumer: Consumer, partitions: frozenset[int]) -> None:
         self._user_paused |= partitions
-        consumer.pause([TopicPartition(self._topic, p) for p in partitions if p in self._holdings])
+        consumer.pause([TopicPartition(self._topic, p) for p in partitions if p in self._commits.partitions])
 
     def _resume(self, consumer: Consumer, partitions: frozenset[int]) -> None:
         self._user_paused -= partitions
-        consumer.resume([TopicPartition(self._topic, p) for p in partitions if p in self._holdings])
+        consumer.resume([TopicPartition(self._topic, p) for p in partitions if p in self._commits.partitions])
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         found = self._read_committed(consumer, [TopicPartition(self._topic, tp.partition) for tp in partitions])
@@ -361,7 +348,7 @@ class GroupConsumer:
                 start = consumer.get_watermark_offsets(
                     TopicPartition(self._topic, tp.partition), timeout=_COMMITTED_TIMEOUT_S
                 )[0]
-            self._holdings[tp.partition] = _Holding(epoch, start)
+            self._commits.hold(tp.partition, epoch, start)
             told[tp.partition] = Assigned(epoch, start, metadata if tp.offset >= 0 else "")
         consumer.incremental_assign([TopicPartition(self._topic, p, a.offset) for p, a in told.items()])
         if told:
@@ -396,15 +383,16 @@ class GroupConsumer:
         self._post(self._events.lost, going)
 
     def _forget(self, partitions: frozenset[int]) -> None:
-        for partition in partitions:
-            self._holdings.pop(partition, None)
-            self._marks.pop(partition, None)
-            self._sent.pop(partition, None)
-            self._user_paused.discard(partition)
+        self._commits.forget(partitions)
+        self._user_paused -= partitions
 
     def _post(self, callback: Callable[..., None], *args: Any) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(callback, *args)
+
+
+def _answers(partitions: list[TopicPartition], *, all_refused: bool) -> list[Answer]:
+    return [Answer(tp.partition, tp.offset, all_refused or tp.error is not None) for tp in partitions]
 
 
 def _fatal(exc: KafkaException) -> PenstockError:

@@ -13,7 +13,8 @@ from functools import partial
 from typing import Final, Protocol
 
 from infra.clock import unix_ms
-from infra.kafka.consumer import Assigned, ConsumerEvents, Mark, Record
+from infra.kafka.commits import Mark
+from infra.kafka.consumer import Assigned, ConsumerEvents, Record
 from infra.telemetry import get_logger
 from ingest.deadletter import DeadLetter
 from ingest.lanes import marks

@@ -14,7 +14,8 @@ import infra.kafka.consumer as door
 from infra.clock import mono_s
 from infra.kafka.admin import Admin
 from infra.kafka.clients import Cluster
-from infra.kafka.consumer import Assigned, GroupConsumer, Mark, Record
+from infra.kafka.commits import Mark
+from infra.kafka.consumer import Assigned, GroupConsumer, Record
 from infra.kafka.producer import Producer
 from infra.kafka.tables import TableReader
 from schemas import avro
