@@ -1,4 +1,4 @@
-"""What the host agent costs between a gateway and a jailed worker: 1 KB echo, `python -m tests.bench.agent_hop`.
+"""What the host agent costs between a gateway and a jailed worker: 1 KB echo, `python -m tests.bench.bench_agent_hop`.
 
 Three processes: this one is the gateway (frames over a Unix socket), the agent, and the jailed workers. The floor in the same run is a plain
 child that answers the same runner frames over a socket pair, without agent, jail, counting or logs. CPU is read from /proc around the timed
@@ -281,7 +281,7 @@ def main() -> None:
         return
     address = f"unix:@penstock-bench-{os.getpid()}"
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "tests.bench.agent_hop", "--serve", address, folder]
+        command = [sys.executable, "-m", "tests.bench.bench_agent_hop", "--serve", address, folder]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:
             assert agent.stdout is not None
             assert agent.stdin is not None
