@@ -27,6 +27,8 @@ _LOG = logging.getLogger("infra.kafka.consumer")
 _BATCH = 500
 _IDLE_POLL_S = 0.02
 _HELD_POLL_S = 0.02
+_WAITED_S = 0.0005
+"""A poll that took longer found nothing ready."""
 _AHEAD = 2
 """Batches handed over that the loop has not taken: a loop that is late bounds what it gets, before it can say `hold`."""
 _COMMIT_EVERY_S = 0.05
@@ -222,10 +224,12 @@ class GroupConsumer:
         if self._handed_over - self._taken >= _AHEAD:
             self._took.wait(_IDLE_POLL_S)
             return
+        began = time.monotonic()
         message = consumer.poll(_IDLE_POLL_S)
         if message is None:
             return
-        batch = [message, *consumer.consume(_BATCH - 1, 0)]
+        has_waited = time.monotonic() - began > _WAITED_S  # it is alone: a look for more would only delay it
+        batch = [message] if has_waited else [message, *consumer.consume(_BATCH - 1, 0)]
         records = [r for m in batch if (r := self._record(m)) is not None]
         if records:
             self._hand_over(records)

@@ -188,7 +188,8 @@ class LaneEngine:
         except Exception as exc:  # noqa: BLE001 - a fault of ours must not leave a trigger half dead
             self._broke(exc)
         self._press()
-        self._turn()
+        if not self._turning:  # else results of this turn are looked at with these
+            self._work()
 
     def revoking(self, partitions: frozenset[int], done: Callable[[], None]) -> None:
         """Drop what waits of these at once; when what runs is finished, or time is up, commit and let go."""
