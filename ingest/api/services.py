@@ -130,9 +130,9 @@ def new_command_id() -> str:
     return uuid4().hex
 
 
-async def accepted(ticket: Ticket, *, failed_code: str, what: str) -> None:
-    """Wait for a command's outcome; raises BadRequest when it was refused, or is not known within `OUTCOME_S`."""
-    outcome = await ticket.outcome(OUTCOME_S)
+async def accepted(ticket: Ticket, *, failed_code: str, what: str, spent_s: float = 0.0) -> None:
+    """Wait for a command's outcome; raises BadRequest when it was refused, or is not known within `OUTCOME_S` less what is spent of it."""
+    outcome = await ticket.outcome(max(0.05, OUTCOME_S - spent_s))
     if outcome is None:
         raise BadRequest(
             failed_code,

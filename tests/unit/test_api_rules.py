@@ -568,3 +568,18 @@ async def test_activity_shows_the_tenants_own_functions_and_all_members(active: 
     assert [f["Key"] for f in seen["Functions"]] == [f"{APPID}/default/hello"]
     assert (seen["Functions"][0]["InFlight"], seen["Functions"][0]["ArrivalsPerS"]) == (7, 1.5)
     assert seen["Members"][0]["MemberId"] == "a"
+
+
+async def test_what_an_answer_has_spent_already_is_taken_off_its_wait_for_the_outcome() -> None:
+    waits: list[float] = []
+
+    class Slow:
+        offset = 0
+
+        async def outcome(self, timeout_s: float) -> None:
+            waits.append(timeout_s)
+
+    for spent_s in (0.0, 3.0, 60.0):
+        with pytest.raises(BadRequest, match="not confirmed"):
+            await accepted(Slow(), failed_code="FailedOperation", what="it", spent_s=spent_s)
+    assert waits == [5.0, 2.0, 0.05]
