@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from infra import clock
+from ingest.api.services import accepted
 from schemas import tc3
-from schemas.errors import StoreUnavailable
+from schemas.errors import BadRequest, StoreUnavailable
 from schemas.limits import FUNCTIONS_PER_NAMESPACE, PACKAGE_ZIP_BYTES, TRIGGERS_PER_KIND
 from schemas.records import FunctionActivity, LanePartition, LogLine, Member, Outcome
 from tests.api_fakes import APPID, SECRET_ID, SECRET_KEY, FakeFabric, creation, zip_of
