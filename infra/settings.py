@@ -27,6 +27,8 @@ from schemas.errors import ConfigError
 
 PREFIX: Final = "PENSTOCK_"
 FILE: Final = "penstock.toml"
+_NO_SETTINGS: Final = frozenset({"BUILD_DIR", "CI", "DEBUG", "TEST_SECRET"})
+"""Variables of ours that set nothing of a fabric: the set-up's, the tests' and the command line's."""
 _BOOTSTRAP: Final = re.compile(r"[^\s:,/]+:\d{1,5}(,[^\s:,/]+:\d{1,5})*\Z")
 _SECRET_OPTION: Final = re.compile(r"password|secret|token|key\.pem", re.I)
 
@@ -200,13 +202,22 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def _advice(name: str, known: Iterable[str]) -> str:
+def unknown_variables(environ: Iterable[str]) -> tuple[str, ...]:
+    """A sentence for each environment variable that looks like a setting and is none: another program's may not stop a fabric."""
+    known = FabricSettings.model_fields.keys()
+    names = (name.removeprefix(PREFIX) for name in sorted(environ) if name.startswith(PREFIX))
+    return tuple(
+        f"environment variable {PREFIX}{name} sets nothing: {_advice(name.lower(), known, otherwise='unset it')}"
+        for name in names
+        if name not in _NO_SETTINGS and name.lower() not in known
+    )
+
+
+def _advice(name: str, known: Iterable[str], *, otherwise: str = "remove the line") -> str:
     import difflib
 
     found = difflib.get_close_matches(name, known, 1)
-    return (
-        f"did you mean {found[0]!r}?" if found else "remove the line (`penstock up --print-config` lists all settings)"
-    )
+    return f"did you mean {found[0]!r}?" if found else f"{otherwise} (`penstock up --print-config` lists all settings)"
 
 
 def _line(path: Path, name: str) -> str:

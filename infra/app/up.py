@@ -21,6 +21,7 @@ from infra import clock
 from infra.app.console import ExitStatus, note, say, say_json
 from infra.app.stack import AGENT, Endpoints, OwnCommand, Stack, check_store, own_command
 from infra.app.state import (
+    AgentCapabilities,
     FabricFolder,
     FabricState,
     Phase,
@@ -36,7 +37,7 @@ from infra.app.state import (
 from infra.app.status import Readiness, judge
 from infra.app.times import iso_utc
 from infra.credentials import fabric_key, make_credentials
-from infra.settings import FabricSettings, config_file, load, show
+from infra.settings import FabricSettings, config_file, load, show, unknown_variables
 from infra.supervisor import ChildState, ChildStatus, Supervisor, describe, last_lines
 from schemas.errors import BrokerUnavailable, ConfigError, DeadlineExceeded, PenstockError, PlatformError, UserError
 
@@ -227,6 +228,8 @@ class Fabric:
         self._say(f"  {'credentials':<12} {self._folder.credentials_file}")
         self._say(f"  {'isolation':<12} {self._isolation()}")
         self._say(f"  {'logs':<12} {self._folder.path}/log")
+        for warning in unknown_variables(os.environ):
+            self._say(f"  {'warning':<12} {warning}")
         if self._is_verbose:
             parts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self._startup.items())
             self._say(f"  {'start':<12} {parts}")
@@ -276,7 +279,6 @@ class Fabric:
 
     def _state(self) -> FabricState:
         said = read_capabilities(self._folder)
-        missing = said.missing if said is not None else ()
         return FabricState(
             data_dir=str(self._folder.path),
             phase=self._phase,
@@ -291,9 +293,7 @@ class Fabric:
                 )
                 for s in self._statuses.values()
             ),
-            warnings=(f"functions are isolated less than they should be; missing: {', '.join(missing)}",)
-            if missing
-            else (),
+            warnings=(*_isolation_warning(said), *unknown_variables(os.environ)),
             startup=dict(self._startup),
         )
 
@@ -337,6 +337,12 @@ async def _first(*waits: Awaitable[object]) -> None:
         except BaseExceptionGroup as group:
             known = group.subgroup(PenstockError)
             raise (known.exceptions[0] if known is not None else group.exceptions[0]) from group
+
+
+def _isolation_warning(said: AgentCapabilities | None) -> tuple[str, ...]:
+    if said is None or not said.missing:
+        return ()
+    return (f"functions are isolated less than they should be; missing: {', '.join(said.missing)}",)
 
 
 def end_leftovers(folder: FabricFolder) -> None:

@@ -133,3 +133,13 @@ def test_damaged_credentials_say_so(data_dir: Path, content: str) -> None:
     (data_dir / "credentials.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"credentials\.json is damaged"):
         credentials(data_dir)
+
+
+def test_a_variable_that_sets_nothing_is_named_with_the_likely_one() -> None:
+    said = unknown_variables(["PENSTOCK_PROT", "PENSTOCK_PORT", "PENSTOCK_CI", "PENSTOCK_XYZZY", "PATH"])
+    assert [s.split(":")[0] for s in said] == [
+        "environment variable PENSTOCK_PROT sets nothing",
+        "environment variable PENSTOCK_XYZZY sets nothing",
+    ]
+    assert "did you mean 'port'?" in said[0]
+    assert "--print-config" in said[1]
