@@ -136,7 +136,7 @@ def test_damaged_credentials_say_so(data_dir: Path, content: str) -> None:
 
 
 def test_a_variable_that_sets_nothing_is_named_with_the_likely_one() -> None:
-    said = unknown_variables(["PENSTOCK_PROT", "PENSTOCK_PORT", "PENSTOCK_CI", "PENSTOCK_XYZZY", "PATH"])
+    said = settings.unknown_variables(["PENSTOCK_PROT", "PENSTOCK_PORT", "PENSTOCK_CI", "PENSTOCK_XYZZY", "PATH"])
     assert [s.split(":")[0] for s in said] == [
         "environment variable PENSTOCK_PROT sets nothing",
         "environment variable PENSTOCK_XYZZY sets nothing",
