@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from schemas import records
+from schemas import records, tenants
 
 CONTROL_PARTITIONS: Final = 4
 HOUR_MS: Final = 3_600_000
@@ -44,6 +44,9 @@ COMMANDS: Final = "penstock.control.commands.v1"
 OUTCOMES: Final = "penstock.control.outcomes.v1"
 FUNCTIONS: Final = "penstock.registry.functions.v1"
 TRIGGERS: Final = "penstock.registry.triggers.v1"
+TENANT_COMMANDS: Final = "penstock.control.tenants.v1"
+NAMESPACES: Final = "penstock.registry.namespaces.v1"
+KEYS: Final = "penstock.registry.keys.v1"
 STEPS_CODE: Final = "penstock.steps.code.v1"
 STEP_RESULTS: Final = "penstock.steps.results.v1"
 MEMBERS: Final = "penstock.fabric.members.v1"
@@ -58,6 +61,9 @@ TOPICS: Final[tuple[TopicSpec, ...]] = (
     TopicSpec(OUTCOMES, records.Outcome, 1, False, HOUR_MS, "streams", "how each command ended"),
     TopicSpec(FUNCTIONS, records.FunctionRecord, _C, True, None, "streams", "state of every function"),
     TopicSpec(TRIGGERS, records.TriggerRecord, _C, True, None, "streams", "state of every trigger"),
+    TopicSpec(TENANT_COMMANDS, tenants.TenantCommand, _C, False, 7 * 24 * HOUR_MS, "gateway", "wishes about tenants"),
+    TopicSpec(NAMESPACES, tenants.NamespaceRecord, _C, True, None, "streams", "namespaces of every tenant"),
+    TopicSpec(KEYS, tenants.KeyRecord, _C, True, None, "streams", "API keys, secrets sealed"),
     TopicSpec(STEPS_CODE, records.StepCommand, _C, False, 24 * HOUR_MS, "streams", "steps for the code module"),
     TopicSpec(STEP_RESULTS, records.StepResult, _C, False, 24 * HOUR_MS, "modules", "answers of the modules"),
     TopicSpec(MEMBERS, records.Member, 1, True, None, "every process", "who is alive, and where"),

@@ -23,12 +23,23 @@ from infra.kafka.clients import Cluster
 from schemas import avro
 from schemas.errors import BrokerUnavailable, ConfigError, PenstockError
 from schemas.records import Member
-from schemas.topics import COMMANDS, CONTROL_PARTITIONS, INVOCATIONS, MEMBERS, STEP_RESULTS, TOPICS, TopicSpec
+from schemas.topics import (
+    COMMANDS,
+    CONTROL_PARTITIONS,
+    INVOCATIONS,
+    MEMBERS,
+    STEP_RESULTS,
+    TENANT_COMMANDS,
+    TOPICS,
+    TopicSpec,
+)
 from streams.activity import Activity
 from streams.embedding import Outbox, Table, build_app, calm_logs, raw_topic, start
 from streams.lanes import KeyLanes
 from streams.processors import ActivityProcessor, Input, Publication, RegistryProcessor, every
 from streams.registry import Entry
+from streams.tenancy import TenantProcessor
+from streams.tenants import TenantEntry
 
 APP_ID: Final = "penstock-streams"
 HEARTBEAT_S: Final = 2.0
@@ -128,7 +139,7 @@ def changelog_specs(app_id: str) -> tuple[TopicSpec, ...]:
     """The topics that the tables are recovered from."""
     return tuple(
         TopicSpec(f"{app_id}-{table}-changelog", record, CONTROL_PARTITIONS, True, None, "streams", f"table {table}")
-        for table, record in (("registry", Entry), ("activity", Activity))
+        for table, record in (("registry", Entry), ("activity", Activity), ("tenants", TenantEntry))
     )
 
 
@@ -145,14 +156,18 @@ class _Worker:
         )
         self._lanes = KeyLanes()
         self._outbox = Outbox(self._app)
-        registry_table, activity_table = self._tables = (Table(self._app, "registry"), Table(self._app, "activity"))
+        registry_table, activity_table, tenant_table = self._tables = (
+            Table(self._app, "registry"), Table(self._app, "activity"), Table(self._app, "tenants"),
+        )  # fmt: skip
         self._registry = RegistryProcessor(registry_table, self._outbox)
         self._activity = ActivityProcessor(activity_table, self._outbox, is_registered=self._registry.knows)
+        self._tenants = TenantProcessor(tenant_table, self._outbox)
         registry_table.on_recovered = self._registry.recovered
         activity_table.on_recovered = self._activity.recovered
         for topic in (COMMANDS, STEP_RESULTS):
             self._consume(topic, self._registry.handle)
         self._consume(INVOCATIONS, self._activity.handle)
+        self._consume(TENANT_COMMANDS, self._tenants.handle)
         self._app.on_partitions_revoked.connect(self._revoked, weak=False)
         self._app.on_partitions_assigned.connect(self._assigned, weak=False)
 
@@ -202,7 +217,7 @@ class _Worker:
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _forget(self) -> None:
-        for processor in (self._registry, self._activity):
+        for processor in (self._registry, self._activity, self._tenants):
             for key in processor.due():
                 await self._lanes.put(key, _bound(processor.forget, key))
 

@@ -12,10 +12,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from infra import clock
+from infra.credentials import Credentials
 from infra.metrics import MetricRegistry
+from infra.sealing import Seal
 from ingest.api.background import BackgroundWork
 from ingest.api.calls import Api
-from ingest.api.ports import KeyPair, LaneState, LogPage, Position
+from ingest.api.keystore import TenantKeys
+from ingest.api.ports import KeyPair, LaneState, LogPage, Owner, Position
 from ingest.api.registry import Registry
 from ingest.api.server import ApiServer
 from ingest.api.services import Services
@@ -36,9 +39,12 @@ from schemas.records import (
 )
 from schemas.runerror import error_body
 from schemas.runstatus import RunStatus
+from schemas.tenants import KeyRecord, NamespaceRecord, TenantCommand
+from streams import tenants
 
 T = TypeVar("T")
 SECRET_ID, SECRET_KEY, APPID, UIN = "AKIDtest", "secretfortests", "1250000001", "100000000001"
+SINCE_MS = 1_700_000_000_000
 FABRIC_SERVERS = "127.0.0.1:9092"
 
 
@@ -110,16 +116,24 @@ class FakeStreams:
     broken: bool = False
     refuse: Outcome | None = None
     sent: list[Command] = field(default_factory=list)
-    waiting: list[tuple[str, Command, FakeTicket]] = field(default_factory=list)
+    sent_of_tenants: list[TenantCommand] = field(default_factory=list)
+    waiting: list[tuple[str, Command | TenantCommand, FakeTicket]] = field(default_factory=list)
+    namespaces: FakeView[NamespaceRecord] = field(default_factory=FakeView)
+    keys: FakeView[KeyRecord] = field(default_factory=FakeView)
+    tenants: dict[str, tenants.TenantEntry] = field(default_factory=dict)
     code_fails: tuple[StatusReason, ...] = ()
     callbacks: list[Callable[[Outcome], None]] = field(default_factory=list)
 
-    async def send(self, key: str, command: Command) -> FakeTicket:
+    async def send(self, key: str, command: Command | TenantCommand) -> FakeTicket:
         await asyncio.sleep(0)
         if self.broken:
             raise BrokerUnavailable("no broker answers")
-        ticket = FakeTicket(len(self.sent))
-        self.sent.append(command)
+        if isinstance(command, Command):
+            ticket = FakeTicket(len(self.sent))
+            self.sent.append(command)
+        else:
+            ticket = FakeTicket(len(self.sent_of_tenants))
+            self.sent_of_tenants.append(command)
         self.waiting.append((key, command, ticket))
         if self.delay_s is not None:
             asyncio.get_running_loop().call_later(self.delay_s, self.work)
@@ -132,6 +146,9 @@ class FakeStreams:
         """Apply everything that waits."""
         while self.waiting:
             key, command, ticket = self.waiting.pop(0)
+            if isinstance(command, TenantCommand):
+                self._apply_to_tenant(command, ticket)
+                continue
             outcome = self.refuse or Outcome(command.command_id, key)
             outcome = replace(outcome, command_id=command.command_id, key=key)
             if not outcome.code:
@@ -140,6 +157,23 @@ class FakeStreams:
                 callback(outcome)
             if not ticket.answer.done():
                 ticket.answer.set_result(outcome)
+
+    def _apply_to_tenant(self, command: TenantCommand, ticket: FakeTicket) -> None:
+        """As the real core decides."""
+        entry, outputs = tenants.take(self.tenants.get(command.appid, tenants.NEW), command, ticket.offset)
+        self.tenants[command.appid] = entry
+        for output in outputs:
+            if isinstance(output, NamespaceRecord):
+                self.namespaces.put(tenants.namespace_key(output.appid, output.name), output)
+            elif isinstance(output, KeyRecord):
+                self.keys.put(output.secret_id, output)
+            elif isinstance(output, tenants.Gone):
+                (self.namespaces if "/" in output.key else self.keys).put(output.key, None)
+            else:
+                for callback in self.callbacks:
+                    callback(output)
+                if not ticket.answer.done():
+                    ticket.answer.set_result(output)
 
     def _apply(self, key: str, command: Command, offset: int) -> None:
         if command.trigger is not None:
@@ -283,11 +317,14 @@ class FakeLogs:
 
 
 class FakeKeys:
-    def __init__(self, *pairs: KeyPair) -> None:
+    """The fabric's own keys, and more."""
+
+    def __init__(self, own: TenantKeys, *pairs: KeyPair) -> None:
+        self.own = own
         self.pairs = {pair.secret_id: pair for pair in pairs}
 
     def find(self, secret_id: str) -> KeyPair | None:
-        return self.pairs.get(secret_id)
+        return self.pairs.get(secret_id) or self.own.find(secret_id)
 
 
 class FakeHealth:
@@ -329,9 +366,14 @@ class FakeFabric:
         self.clock = FakeClock()
         self.background = BackgroundWork()
         self.metrics = MetricRegistry()
+        self.seal = Seal(bytes(32), purpose="keys")
         self.services = Services(
             functions=Registry(self.functions, self.clock.mono_s),
             triggers=Registry(self.triggers, self.clock.mono_s),
+            namespaces=Registry(self.streams.namespaces, self.clock.mono_s),
+            keys=Registry(self.streams.keys, self.clock.mono_s),
+            owner=Owner(SECRET_ID, APPID, UIN, SINCE_MS),
+            seal=self.seal,
             commands=self.streams,
             code=self.store,
             invoker=self.invoker,
@@ -346,8 +388,9 @@ class FakeFabric:
             region="ap-guangzhou",
             bootstrap_servers=FABRIC_SERVERS,
         )
-        keys = FakeKeys(KeyPair(SECRET_ID, SECRET_KEY, APPID, UIN), *more_keys)
-        self.api = Api(self.services, keys, self.metrics)
+        own = Credentials(SECRET_ID, SECRET_KEY, "ap-guangzhou", APPID, UIN)
+        keys = TenantKeys(own, self.services.keys, self.seal, self.clock)
+        self.api = Api(self.services, FakeKeys(keys, *more_keys), self.metrics)
 
     def trigger_key(self, function: str, name: str) -> TriggerKey:
         return TriggerKey(FunctionKey(APPID, "default", function), name)

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 
 from infra import clock
 from infra.app.process import Process, every, main, wait_for_kafka
-from infra.credentials import credentials, fabric_key
+from infra.credentials import CREDENTIALS_FILE, credentials, fabric_key
 from infra.kafka.admin import Admin
 from infra.kafka.producer import Producer
 from infra.kafka.scan import Scanner
@@ -18,12 +18,15 @@ from infra.kafka.tables import TableReader
 from infra.loopback import HOST
 from infra.metrics import MetricRegistry
 from infra.objectstore.store import ObjectStore
+from infra.sealing import Seal
 from infra.settings import store_address
-from ingest.api.adapters import CredentialsKeys, KafkaCommands, KafkaLaneStates, StoredCode
+from ingest.api.adapters import KafkaCommands, KafkaLaneStates, StoredCode
 from ingest.api.background import BackgroundWork
 from ingest.api.calls import Api
 from ingest.api.kafka_logs import KafkaLogs
 from ingest.api.kafka_sources import KafkaSources
+from ingest.api.keystore import TenantKeys
+from ingest.api.ports import Owner
 from ingest.api.registry import Registry
 from ingest.api.server import ApiServer
 from ingest.api.services import Services
@@ -42,6 +45,7 @@ HEARTBEAT_S = 2.0
 STREAMS_STALE_MS = 10_000
 _TABLES = (
     topics.FUNCTIONS, topics.TRIGGERS, topics.MEMBERS, topics.ACTIVITY, topics.LANES, topics.OUTCOMES,
+    topics.NAMESPACES, topics.KEYS,
 )  # fmt: skip
 
 
@@ -112,9 +116,16 @@ class Gateway:
                 metrics=metrics,
             )
             own = credentials(settings.data_dir)
+            made_s = (settings.data_dir / CREDENTIALS_FILE).stat().st_mtime
+            keys = Registry(view(topics.KEYS), clock.mono_s)
+            seal = Seal(fabric_key(settings.data_dir), purpose="keys")
             services = Services(
                 functions=functions,
                 triggers=triggers,
+                namespaces=Registry(view(topics.NAMESPACES), clock.mono_s),
+                keys=keys,
+                owner=Owner(own.secret_id, own.appid, own.uin, int(made_s * 1_000)),
+                seal=seal,
                 commands=KafkaCommands(self._producer, view(topics.OUTCOMES)),
                 code=StoredCode(store, bucket=address.bucket),
                 invoker=dispatcher,
@@ -129,7 +140,7 @@ class Gateway:
                 region=settings.region,
                 bootstrap_servers=cluster.bootstrap_servers,
             )
-            server = ApiServer(Api(services, CredentialsKeys(own), metrics), metrics, self, pages={})
+            server = ApiServer(Api(services, TenantKeys(own, keys, seal, clock), metrics), metrics, self, pages={})
             await server.start(HOST, settings.port)
             stack.push_async_callback(server.close)
             async with asyncio.TaskGroup() as group:

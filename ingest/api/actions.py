@@ -6,7 +6,18 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
-from ingest.api import activity, function_requests, functions, invoke, logs, sources, triggers
+from ingest.api import (
+    account,
+    activity,
+    function_requests,
+    functions,
+    invoke,
+    keys,
+    logs,
+    namespaces,
+    sources,
+    triggers,
+)
 from ingest.api.fields import NoFields, Schema
 from ingest.api.services import Call, Services
 from schemas.errors import BadRequest
@@ -46,10 +57,19 @@ ACTIONS: Final[dict[str, Action[Any]]] = {
     "DeleteTrigger": _action(triggers.DeleteTrigger, triggers.delete_trigger),
     "UpdateTriggerStatus": _action(triggers.UpdateTriggerStatus, triggers.update_trigger_status),
     "ListTriggers": _action(triggers.ListTriggers, triggers.list_triggers),
+    "CreateNamespace": _action(namespaces.CreateNamespace, namespaces.create_namespace),
+    "UpdateNamespace": _action(namespaces.UpdateNamespace, namespaces.update_namespace),
+    "DeleteNamespace": _action(namespaces.DeleteNamespace, namespaces.delete_namespace),
+    "ListNamespaces": _action(namespaces.ListNamespaces, namespaces.list_namespaces),
+    "GetAccount": _action(NoFields, account.get_account),
     # Penstock's own; docs/api.md describes them.
     "GetFunctionLogLines": _action(logs.GetFunctionLogLines, logs.get_function_log_lines),
     "ListEventSources": _action(sources.ListEventSources, sources.list_event_sources),
     "GetActivity": _action(NoFields, activity.get_activity),
+    "CreateKey": _action(keys.CreateKey, keys.create_key),
+    "ListKeys": _action(keys.ListKeys, keys.list_keys),
+    "RotateKey": _action(keys.RotateKey, keys.rotate_key),
+    "DeleteKey": _action(keys.DeleteKey, keys.delete_key),
 }
 
 

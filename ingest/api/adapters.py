@@ -1,4 +1,4 @@
-"""The real things behind `ingest.api.ports`, over infra's doors: commands, the code store, keys, lanes' states."""
+"""The real things behind `ingest.api.ports`, over infra's doors: commands, the code store, lanes' states."""
 
 from __future__ import annotations
 
@@ -7,30 +7,19 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from infra.credentials import Credentials
 from infra.kafka.producer import Producer
 from infra.kafka.tables import TableView
 from infra.objectstore.store import ObjectStore
-from ingest.api.ports import KeyPair, LaneState
+from ingest.api.ports import LaneState
 from schemas import avro, topics
 from schemas.errors import ObjectNotFound
 from schemas.ids import TriggerKey
 from schemas.package import CODE_BUCKET, package_object
 from schemas.records import Command, LanePartition, LaneStatus, Outcome
+from schemas.tenants import TenantCommand
 
 SEND_S: Final = 5.0
 _AWAITED: Final = 10_000
-
-
-class CredentialsKeys:
-    """The key pair of the fabric's credentials file."""
-
-    def __init__(self, credentials: Credentials) -> None:
-        self._pair = KeyPair(credentials.secret_id, credentials.secret_key, credentials.appid, credentials.uin)
-
-    def find(self, secret_id: str) -> KeyPair | None:
-        """The pair, when it has this id."""
-        return self._pair if secret_id == self._pair.secret_id else None
 
 
 class CommandTicket:
@@ -52,7 +41,7 @@ class CommandTicket:
 
 
 class KafkaCommands:
-    """Commands to topics.COMMANDS; their outcomes from a view of topics.OUTCOMES (read from its end)."""
+    """Commands to their topics; their outcomes from a view of topics.OUTCOMES (read from its end)."""
 
     def __init__(self, producer: Producer, outcomes: TableView[Outcome]) -> None:
         self._producer, self._outcomes = producer, outcomes
@@ -60,16 +49,15 @@ class KafkaCommands:
         self._callbacks: list[Callable[[Outcome], None]] = []
         outcomes.subscribe(self._heard)
 
-    async def send(self, key: str, command: Command) -> CommandTicket:
+    async def send(self, key: str, command: Command | TenantCommand) -> CommandTicket:
         """Raises BrokerUnavailable; then it is not known whether the command is in."""
+        topic = topics.COMMANDS if isinstance(command, Command) else topics.TENANT_COMMANDS
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._awaited[command.command_id] = answer
         if len(self._awaited) > _AWAITED:  # streams has been away for long, and nobody waits for these any more
             self._awaited.popitem(last=False)[1].cancel()
         try:
-            delivered = await self._producer.send(
-                topics.COMMANDS, key=key.encode(), value=avro.encode(command), timeout_s=SEND_S
-            )
+            delivered = await self._producer.send(topic, key=key.encode(), value=avro.encode(command), timeout_s=SEND_S)
         except BaseException:
             self._awaited.pop(command.command_id, None)
             raise

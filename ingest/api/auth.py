@@ -2,7 +2,7 @@
 
 Answers (SCF.md 1.4): AuthFailure.SignatureFailure for a signature that is missing, malformed or wrong; SecretIdNotFound for an unknown
 key; SignatureExpire beyond 300 s of skew either way (300 s itself passes); TokenFailure for a token that is not the key's.
-A captured request can be sent again within those 300 s; nothing stops that yet.
+A captured request can be sent again within those 300 s: what a changing action does about that is `ingest.api.resends`.
 """
 
 from __future__ import annotations
@@ -52,12 +52,13 @@ class Authenticator:
         if tc3.utc_date(timestamp_s) != authorization.date:
             raise _signature_failure("the credential's date is not the UTC day of X-TC-Timestamp")
         pair = self._pair(authorization.secret_id, call.headers.get("x-tc-token", ""))
-        scope = (pair.secret_key, authorization.date, authorization.service)
-        key = self._derived.get(scope)
-        if tc3.is_signed(call, authorization, timestamp_text, key or tc3.signing_key(*scope)):
-            if key is None:
-                self._remember(scope)
-            return Caller(pair.appid, pair.uin)
+        for secret in _secrets(pair):
+            scope = (secret, authorization.date, authorization.service)
+            key = self._derived.get(scope)
+            if tc3.is_signed(call, authorization, timestamp_text, key or tc3.signing_key(*scope)):
+                if key is None:
+                    self._remember(scope)
+                return Caller(pair.appid, pair.uin)
         raise _signature_failure(
             "the signature is wrong; check the secret key, and that nothing changes the request on its way"
         )
@@ -71,7 +72,7 @@ class Authenticator:
             raise _signature_failure("SignatureMethod must be HmacSHA1 or HmacSHA256")
         _fresh(parameters["Timestamp"], now_s)
         pair = self._pair(parameters["SecretId"], parameters.get("Token", ""))
-        if legacy_signature.is_signed(pair.secret_key, method, host, parameters):
+        if any(legacy_signature.is_signed(secret, method, host, parameters) for secret in _secrets(pair)):
             return Caller(pair.appid, pair.uin)
         raise _signature_failure(
             "the signature is wrong; check the secret key, and that nothing changes the request on its way"
@@ -81,7 +82,8 @@ class Authenticator:
         pair = self._keys.find(secret_id)
         if pair is None:
             raise BadRequest(
-                "AuthFailure.SecretIdNotFound", "the SecretId is not known here; see the fabric's credentials file"
+                "AuthFailure.SecretIdNotFound",
+                "the SecretId is not known here, or is no longer good; see the fabric's credentials file, or penstock keys list",
             )
         if token != pair.token:
             raise BadRequest("AuthFailure.TokenFailure", "the token does not belong to this SecretId")
@@ -91,6 +93,10 @@ class Authenticator:
         self._derived[scope] = tc3.signing_key(*scope)
         if len(self._derived) > _REMEMBERED_KEYS:
             self._derived.popitem(last=False)
+
+
+def _secrets(pair: KeyPair) -> tuple[str, ...]:
+    return (pair.secret_key, pair.earlier_secret) if pair.earlier_secret else (pair.secret_key,)
 
 
 def _fresh(timestamp: str, now_s: float) -> int:

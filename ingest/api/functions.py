@@ -57,7 +57,7 @@ async def create_function(services: Services, call: Call, request: CreateFunctio
 
 def _check_new(services: Services, call: Call, request: CreateFunction) -> None:
     key = call.function(request.namespace, request.function_name)
-    scope = f"{key.appid}/{key.namespace}"
+    scope = services.namespace(key.appid, key.namespace)
     check_new_name(key, services.functions.get(str(key)), count=len(services.functions.within(scope)))
 
 
@@ -120,7 +120,7 @@ async def list_functions(services: Services, call: Call, request: ListFunctions)
     filters = check_filters(request.filters)
     found = [
         record
-        for record in services.functions.within(f"{call.caller.appid}/{request.namespace}")
+        for record in services.functions.within(services.namespace(call.caller.appid, request.namespace))
         if request.search_key in record.name and request.description in record.description and matches(record, filters)
     ]
     ordered = _ordered(found, request.orderby, descending=request.order == "DESC")

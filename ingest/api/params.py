@@ -31,7 +31,7 @@ def function_name() -> Any:
 
 
 def namespace() -> Any:
-    """The optional field Namespace. A namespace exists as soon as a function is made in it."""
+    """The optional field Namespace; whether it exists is looked up by `Services.namespace`."""
     shape = "1 to 30 letters, digits, - or _, start with a letter and end with a letter or digit"
     return param(DEFAULT_NAMESPACE, code="InvalidParameterValue.Namespace", check=must(is_namespace, shape))
 

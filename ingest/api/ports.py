@@ -22,6 +22,7 @@ from schemas.records import (
     Outcome,
     TriggerRecord,
 )
+from schemas.tenants import KeyRecord, NamespaceRecord, TenantCommand
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -40,13 +41,16 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """One pair of API keys and whose it is. `token` is set for temporary keys only."""
+    """One pair of API keys and whose it is. `token` is set for temporary keys only; `earlier_secret` is the one before a rotation, as
+    long as it is good.
+    """
 
     secret_id: str
     secret_key: str
     appid: str
     uin: str
     token: str = ""
+    earlier_secret: str = ""
 
     def __repr__(self) -> str:
         return f"KeyPair({self.secret_id}, appid={self.appid})"
@@ -56,7 +60,29 @@ class KeyStore(Protocol):
     """Where key pairs are looked up."""
 
     def find(self, secret_id: str) -> KeyPair | None:
-        """The pair of this id, or None; local and quick."""
+        """The pair of this id as it may be used now, or None; local and quick."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The tenant of the fabric's credentials file, which may manage other tenants' keys. `since_unix_ms`: when that file was made."""
+
+    secret_id: str
+    appid: str
+    uin: str
+    since_unix_ms: int
+
+
+class Seal(Protocol):
+    """Encryption of secrets at rest; `owner` names what a secret belongs to, and is part of what is authenticated."""
+
+    def seal(self, secret: str, *, owner: str) -> bytes:
+        """The sealed form, different each time."""
+        ...
+
+    def open(self, sealed: bytes, *, owner: str) -> str:
+        """The secret. Raises PlatformError when it does not open."""
         ...
 
 
@@ -78,6 +104,8 @@ class View(Protocol[T_co]):
 
 FunctionsView = View[FunctionRecord]
 TriggersView = View[TriggerRecord]
+NamespacesView = View[NamespaceRecord]
+KeysView = View[KeyRecord]
 ActivityView = View[FunctionActivity]
 MembersView = View[Member]
 
@@ -98,7 +126,7 @@ class Ticket(Protocol):
 class Commands(Protocol):
     """Way to the workflow processor."""
 
-    async def send(self, key: str, command: Command) -> Ticket:
+    async def send(self, key: str, command: Command | TenantCommand) -> Ticket:
         """Produce with acks=all. Raises BrokerUnavailable; then it is not known whether the command is in."""
         ...
 

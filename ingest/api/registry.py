@@ -75,6 +75,16 @@ class Registry(Generic[S]):
                 states[key] = overlay.state
         return [states[key] for key in sorted(states)]
 
+    def scopes(self, under: str) -> list[str]:
+        """All scopes that hold something and begin with `under`, in order. Costs a scan: for rare calls."""
+        found = {scope for scope in self._scopes if scope.startswith(under)}
+        found |= {
+            _scope(key)
+            for key, overlay in self._overlays.items()
+            if overlay.state is not None and key.startswith(under)
+        }
+        return sorted(scope for scope in found if self.within(scope))
+
     def propose(self, key: str, command_id: str, state: S | None, *, ends: bool = False) -> None:
         """Show `state` (None: gone) for the key from now on; call before the command is sent. `ends`: the command deletes the key."""
         self._drop(key)

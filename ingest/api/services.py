@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeVar
 from uuid import uuid4
 
 from ingest.api.auth import Caller
@@ -20,14 +20,18 @@ from ingest.api.ports import (
     LaneStates,
     LogReader,
     MembersView,
+    Owner,
+    Seal,
     SourceAdmin,
     Ticket,
 )
 from ingest.api.registry import Registry
 from schemas.errors import BadRequest
-from schemas.ids import FunctionKey, TriggerKey
+from schemas.ids import DEFAULT_NAMESPACE, FunctionKey, TriggerKey
 from schemas.records import Command, FunctionRecord, Outcome, TriggerRecord
+from schemas.tenants import KeyRecord, NamespaceRecord, TenantCommand
 
+T = TypeVar("T", NamespaceRecord, KeyRecord)
 OUTCOME_S: Final = 5.0
 """How long an answer that carries a result waits for it."""
 
@@ -51,6 +55,10 @@ class Services:
 
     functions: Registry[FunctionRecord]
     triggers: Registry[TriggerRecord]
+    namespaces: Registry[NamespaceRecord]
+    keys: Registry[KeyRecord]
+    owner: Owner
+    seal: Seal
     commands: Commands
     code: CodeStore
     invoker: Invoker
@@ -73,10 +81,21 @@ class Services:
         self.functions.settled(outcome)
         self.triggers.settled(outcome)
 
+    def namespace(self, appid: str, name: str) -> str:
+        """Scope of the functions of a namespace that exists; raises ResourceNotFound.Namespace.
+
+        One that holds a function exists, whatever else is known of it: what was made is never out of its owner's reach.
+        """
+        scope = f"{appid}/{name}"
+        if name == DEFAULT_NAMESPACE or self.namespaces.get(scope) is not None or self.functions.within(scope):
+            return scope
+        raise BadRequest("ResourceNotFound.Namespace", f"namespace {name!r} does not exist; CreateNamespace makes it")
+
     def function(self, key: FunctionKey) -> FunctionRecord:
-        """The state of a function; raises ResourceNotFound.FunctionName."""
+        """The state of a function; raises ResourceNotFound.FunctionName or ResourceNotFound.Namespace."""
         record = self.functions.get(str(key))
         if record is None:
+            self.namespace(key.appid, key.namespace)
             raise BadRequest(
                 "ResourceNotFound.FunctionName", f"function {key.name!r} does not exist in namespace {key.namespace!r}"
             )
@@ -111,6 +130,22 @@ class Services:
         self.triggers.propose(text, command_id, shown, ends=shown is None)
         self.triggers.sent(text, command_id, ticket.offset)
         self.triggers.settled(Outcome(command_id, text))
+
+    async def change_tenant(
+        self, registry: Registry[T], key: str, command: TenantCommand, shown: T | None, *, failed_code: str, what: str
+    ) -> None:
+        """Send a command about a tenant, wait for its outcome, and show the row at once (None: gone).
+
+        Raises BadRequest when it was refused, or its outcome is not known in time.
+        """
+        ticket = await self.commands.send(command.appid, command)
+        await accepted(ticket, failed_code=failed_code, what=what)
+        if shown is None and registry.get(key) is None:
+            return
+        state = None if shown is None else replace(shown, applied=ticket.offset, command_id=command.command_id)
+        registry.propose(key, command.command_id, state, ends=state is None)
+        registry.sent(key, command.command_id, ticket.offset)
+        registry.settled(Outcome(command.command_id, command.appid))
 
     @contextmanager
     def creating(self, key: TriggerKey) -> Iterator[None]:

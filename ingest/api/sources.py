@@ -49,7 +49,7 @@ def _triggers(services: Services, call: Call, request: ListEventSources) -> list
         key = call.function(request.namespace, request.function_name)
         services.function(key)
         return services.triggers_of(key)
-    functions = services.functions.within(f"{call.caller.appid}/{request.namespace}")
+    functions = services.functions.within(services.namespace(call.caller.appid, request.namespace))
     return [t for f in functions for t in services.triggers_of(FunctionKey(f.appid, f.namespace, f.name))]
 
 

@@ -33,7 +33,7 @@ COMMON |= {
     f"AuthFailure.{name}" for name in ("SecretIdNotFound", "SignatureExpire", "SignatureFailure", "TokenFailure")
 }
 PUBLISHED = {value for name, value in vars(errorcodes).items() if name.isupper()} | COMMON
-OWN = {"GetFunctionLogLines", "ListEventSources", "GetActivity"}
+OWN = {"GetFunctionLogLines", "ListEventSources", "GetActivity", "CreateKey", "ListKeys", "RotateKey", "DeleteKey"}
 
 scalars = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=40)
@@ -84,6 +84,14 @@ GOOD: dict[str, dict[str, Any]] = {
     "UpdateTriggerStatus": {"FunctionName": "hello", "TriggerName": "in-orders", "Type": "ckafka", "Enable": "CLOSE"},
     "ListEventSources": {},
     "ListFunctions": {},
+    "CreateNamespace": {"Namespace": "other"},
+    "UpdateNamespace": {"Namespace": "default"},
+    "DeleteNamespace": {"Namespace": "other"},
+    "ListNamespaces": {},
+    "CreateKey": {},
+    "ListKeys": {},
+    "RotateKey": {"SecretId": "AKIDx"},
+    "DeleteKey": {"SecretId": "AKIDx"},
 }
 
 

@@ -220,6 +220,7 @@ async def test_a_namespace_holds_so_many_functions(fabric: FakeFabric) -> None:
     for i in range(FUNCTIONS_PER_NAMESPACE):
         assert await code(fabric, "CreateFunction", creation(f"f{i}x")) == ""
     assert await code(fabric, "CreateFunction", creation("more")) == "LimitExceeded.Function"
+    assert await code(fabric, "CreateNamespace", {"Namespace": "other"}) == ""
     assert await code(fabric, "CreateFunction", creation("more", Namespace="other")) == ""
 
 
@@ -270,7 +271,7 @@ UPDATES_REFUSED = [
     ("DeleteFunction", {"FunctionName": "none"}, "ResourceNotFound.FunctionName"),
     ("GetFunction", {"FunctionName": "hello", "Qualifier": "1"}, "ResourceNotFound.FunctionVersion"),
     ("GetFunction", {"FunctionName": "hello", "ShowCode": "TRUE"}, "UnsupportedOperation"),
-    ("GetFunction", {"FunctionName": "hello", "Namespace": "other"}, "ResourceNotFound.FunctionName"),
+    ("GetFunction", {"FunctionName": "hello", "Namespace": "other"}, "ResourceNotFound.Namespace"),
     ("ListFunctions", {"Limit": -1}, "InvalidParameterValue.Limit"),
     ("ListFunctions", {"Offset": -1}, "InvalidParameterValue.Offset"),
     ("ListFunctions", {"Order": "UP"}, "InvalidParameterValue.Order"),

@@ -1,0 +1,79 @@
+"""What belongs to a tenant as a whole: its namespaces and its API keys, as they stand in Penstock's own topics.
+
+Evolution rules are those of `schemas.records`. All of a tenant is decided in one place (streams, keyed by appid), because its limits and
+refusals look at several rows at once: so many namespaces, never the last key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceRecord:
+    """State of one namespace; key `appid/name` in topic penstock.registry.namespaces.v1 (tombstone when deleted).
+
+    `default` is there without a record; it has one when its description was changed. `applied` is the offset of the last command of
+    the tenant that changed it.
+    """
+
+    seq: int
+    appid: str
+    uin: str
+    name: str
+    description: str
+    created_unix_ms: int
+    modified_unix_ms: int
+    applied: int
+    command_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """State of one pair of API keys; key is the secret id, in topic penstock.registry.keys.v1 (tombstone when deleted).
+
+    `sealed` is the secret key, encrypted with the fabric's key (`infra.sealing`); `earlier` is the one before the last rotation, good
+    until `earlier_until_unix_ms`. `expires_unix_ms` 0 is never; `rotated_unix_ms` 0 is not yet.
+    """
+
+    seq: int
+    secret_id: str
+    appid: str
+    uin: str
+    sealed: bytes
+    earlier: bytes
+    earlier_until_unix_ms: int
+    description: str
+    enabled: bool
+    created_unix_ms: int
+    rotated_unix_ms: int
+    expires_unix_ms: int
+    applied: int
+    command_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TenantCommand:
+    """One wish about a tenant; topic penstock.control.tenants.v1, keyed by appid. `kind` is one of `TENANT_COMMAND_KINDS`.
+
+    It carries the whole row as it is to be (of a deletion: as it was). `last_too` lets the last key of a tenant go as well.
+    """
+
+    command_id: str
+    kind: str
+    unix_ms: int
+    appid: str
+    uin: str
+    namespace: NamespaceRecord | None = None
+    key: KeyRecord | None = None
+    last_too: bool = False
+
+
+TENANT_COMMAND_KINDS = (
+    "create-namespace",
+    "update-namespace",
+    "delete-namespace",
+    "create-key",
+    "rotate-key",
+    "delete-key",
+)

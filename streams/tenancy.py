@@ -1,0 +1,84 @@
+"""Feeds `streams.tenants` with commands: the same order of safety as `streams.processors`, for the state of tenants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from infra import clock, telemetry
+from schemas import avro
+from schemas.errors import WireError
+from schemas.records import Outcome
+from schemas.tenants import KeyRecord, NamespaceRecord, TenantCommand
+from schemas.topics import KEYS, NAMESPACES, OUTCOMES
+from streams import tenants
+from streams.processors import Input, Journal, Outbox, Publication
+
+_log = telemetry.get_logger("streams.tenancy")
+SWEEP_KEYS: Final = 100
+
+
+def publication(output: tenants.Output, *, partition: int) -> Publication:
+    """Where an output goes. Rows go to the partition number that the tenant's commands come from."""
+    if isinstance(output, NamespaceRecord):
+        key = tenants.namespace_key(output.appid, output.name)
+        return Publication(NAMESPACES, partition, key.encode(), avro.encode(output))
+    if isinstance(output, KeyRecord):
+        return Publication(KEYS, partition, output.secret_id.encode(), avro.encode(output))
+    if isinstance(output, tenants.Gone):
+        return Publication(NAMESPACES if "/" in output.key else KEYS, partition, output.key.encode(), None)
+    assert isinstance(output, Outcome)
+    return Publication(OUTCOMES, None, output.command_id.encode(), avro.encode(output))
+
+
+class TenantProcessor:
+    """Takes commands about tenants in; keyed by appid."""
+
+    def __init__(self, journal: Journal, outbox: Outbox) -> None:
+        self._journal, self._outbox = journal, outbox
+        self._sweep: list[bytes] = []
+
+    async def handle(self, record: Input) -> None:
+        """Take one command through. One that comes again says the same again."""
+        command = _decoded(record)
+        if command is not None and record.key is not None:
+            entry = self._entry(record.key)
+            then, outputs = tenants.take(entry, command, record.offset)
+            if then is not entry:
+                await self._journal.put(record.partition, record.key, avro.encode(then), version=then.applied + 1)
+            await self._publish(outputs, record.partition)
+        record.done()
+
+    async def _publish(self, outputs: Iterable[tenants.Output], partition: int) -> None:
+        publications = [publication(output, partition=partition) for output in outputs]
+        if publications:
+            await self._outbox.publish(publications)
+
+    def _entry(self, key: bytes) -> tenants.TenantEntry:
+        stored = self._journal.get(key)
+        return tenants.NEW if stored is None else avro.decode(tenants.TenantEntry, stored)
+
+    def due(self) -> list[bytes]:
+        """Some tenants that can be forgotten (hand each to `forget`, in its lane); looks at a few at each call, in turn."""
+        if not self._sweep:
+            self._sweep = list(self._journal.keys())
+        some, self._sweep = self._sweep[:SWEEP_KEYS], self._sweep[SWEEP_KEYS:]
+        return [key for key in some if tenants.is_forgettable(self._entry(key), clock.unix_ms())]
+
+    async def forget(self, key: bytes) -> None:
+        """Drop the marks of a tenant that has nothing, if that is still so."""
+        if self._journal.get(key) is not None and tenants.is_forgettable(self._entry(key), clock.unix_ms()):
+            await self._journal.put(self._journal.partition(key), key, None, version=0)
+
+
+def _decoded(record: Input) -> TenantCommand | None:
+    try:
+        command = avro.decode(TenantCommand, record.value or b"")
+    except WireError as exc:
+        why = str(exc)
+    else:
+        if command.appid.encode() == record.key:
+            return command
+        why = f"its key {record.key!r} is not {command.appid!r}"
+    _log.warning("record skipped", topic=record.topic, partition=record.partition, offset=record.offset, why=why)
+    return None

@@ -1,0 +1,221 @@
+"""The decisions about tenants: their namespaces and API keys. One entry per tenant, so that limits over several rows hold.
+
+Pure: no Faust, no clock, no I/O. As in `streams.registry`, all that follows from the last command stands in the entry itself, so
+`outputs` says the same again after a crash.
+
+What this core can't see: whether functions are in a namespace (other keys, other owners); the gateway checks it before it sends
+delete-namespace. One that comes by at that very moment keeps its function, which shows again when the namespace is made anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from schemas.ids import DEFAULT_NAMESPACE
+from schemas.limits import KEYS_PER_TENANT, NAMESPACES_PER_TENANT
+from schemas.records import Outcome
+from schemas.tenants import KeyRecord, NamespaceRecord, TenantCommand
+
+FORGET_AFTER_MS: Final = 3_600_000
+"""How long the marks of a tenant that has nothing left are kept: far longer than a command can still come again."""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantEntry:
+    """All of one tenant. `seq` and `applied` as in `streams.registry.Entry`; `moved` is the key of the row that the last command changed,
+    in the topic of namespaces (`appid/name`) or of keys (a secret id, without a slash); empty when it changed none.
+    """
+
+    seq: int = 0
+    applied: int = -1
+    unix_ms: int = 0
+    namespaces: tuple[NamespaceRecord, ...] = ()
+    keys: tuple[KeyRecord, ...] = ()
+    moved: str = ""
+    outcomes: tuple[Outcome, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The row of a namespace or key is deleted."""
+
+    key: str
+
+
+Output = NamespaceRecord | KeyRecord | Gone | Outcome
+NEW: Final = TenantEntry()
+
+
+def namespace_key(appid: str, name: str) -> str:
+    """Key of a namespace's row."""
+    return f"{appid}/{name}"
+
+
+def take(entry: TenantEntry, command: TenantCommand, offset: int) -> tuple[TenantEntry, tuple[Output, ...]]:
+    """Take in one command that stands at `offset` of its topic, in the partition of its tenant.
+
+    Total: never raises. An older one gives the entry itself and no outputs.
+    """
+    if offset < entry.applied:
+        return entry, ()
+    if offset > entry.applied:
+        marked = replace(
+            entry, seq=max(entry.seq, offset) + 1, applied=offset, unix_ms=command.unix_ms, moved="", outcomes=()
+        )
+        decided = _DECISIONS.get(command.kind, _unknown)(marked, command)
+        if isinstance(decided, Outcome):
+            entry = replace(marked, outcomes=(decided,))
+        else:
+            entry = replace(decided, outcomes=(Outcome(command.command_id, command.appid),))
+    return entry, outputs(entry)
+
+
+def outputs(entry: TenantEntry) -> tuple[Output, ...]:
+    """All that the last command has to make known; the same each time it is asked."""
+    if not entry.moved:
+        return entry.outcomes
+    rows: dict[str, NamespaceRecord | KeyRecord] = {namespace_key(n.appid, n.name): n for n in entry.namespaces}
+    rows |= {k.secret_id: k for k in entry.keys}
+    return (rows.get(entry.moved, Gone(entry.moved)), *entry.outcomes)
+
+
+def is_forgettable(entry: TenantEntry, now_ms: int) -> bool:
+    """True for a tenant that has nothing left, when no command of it can come again."""
+    return not entry.namespaces and not entry.keys and now_ms - entry.unix_ms > FORGET_AFTER_MS
+
+
+def _put_namespace(entry: TenantEntry, command: TenantCommand, row: NamespaceRecord) -> TenantEntry:
+    row = replace(
+        row,
+        appid=command.appid,
+        seq=entry.seq,
+        applied=entry.applied,
+        command_id=command.command_id,
+        modified_unix_ms=command.unix_ms,
+    )
+    others = tuple(n for n in entry.namespaces if n.name != row.name)
+    return replace(entry, namespaces=(*others, row), moved=namespace_key(row.appid, row.name))
+
+
+def _find_namespace(entry: TenantEntry, wanted: NamespaceRecord) -> NamespaceRecord | None:
+    return next((n for n in entry.namespaces if n.name == wanted.name), None)
+
+
+def _create_namespace(entry: TenantEntry, command: TenantCommand) -> TenantEntry | Outcome:
+    wanted = command.namespace
+    if wanted is None:
+        return _malformed(command)
+    if wanted.name == DEFAULT_NAMESPACE or _find_namespace(entry, wanted) is not None:
+        return _refusal(command, "ResourceInUse.Namespace", f"namespace {wanted.name!r} exists already")
+    if sum(n.name != DEFAULT_NAMESPACE for n in entry.namespaces) + 1 >= NAMESPACES_PER_TENANT:
+        return _refusal(
+            command,
+            "LimitExceeded.Namespace",
+            f"a tenant has at most {NAMESPACES_PER_TENANT} namespaces, {DEFAULT_NAMESPACE} among them",
+        )
+    return _put_namespace(entry, command, wanted)
+
+
+def _update_namespace(entry: TenantEntry, command: TenantCommand) -> TenantEntry | Outcome:
+    wanted = command.namespace
+    if wanted is None:
+        return _malformed(command)
+    existing = _find_namespace(entry, wanted)
+    if existing is None and wanted.name != DEFAULT_NAMESPACE:
+        return _no_namespace(command, wanted)
+    created_ms = wanted.created_unix_ms if existing is None else existing.created_unix_ms
+    return _put_namespace(entry, command, replace(wanted, created_unix_ms=created_ms))
+
+
+def _delete_namespace(entry: TenantEntry, command: TenantCommand) -> TenantEntry | Outcome:
+    wanted = command.namespace
+    if wanted is None:
+        return _malformed(command)
+    if wanted.name == DEFAULT_NAMESPACE:
+        return _refusal(command, "InvalidParameterValue.DefaultNamespace", "namespace default can't be deleted")
+    if _find_namespace(entry, wanted) is None:
+        return _no_namespace(command, wanted)
+    left = tuple(n for n in entry.namespaces if n.name != wanted.name)
+    return replace(entry, namespaces=left, moved=namespace_key(command.appid, wanted.name))
+
+
+def _put_key(entry: TenantEntry, command: TenantCommand, row: KeyRecord) -> TenantEntry:
+    row = replace(row, appid=command.appid, seq=entry.seq, applied=entry.applied, command_id=command.command_id)
+    others = tuple(k for k in entry.keys if k.secret_id != row.secret_id)
+    return replace(entry, keys=(*others, row), moved=row.secret_id)
+
+
+def _create_key(entry: TenantEntry, command: TenantCommand) -> TenantEntry | Outcome:
+    wanted = command.key
+    if wanted is None:
+        return _malformed(command)
+    if any(k.secret_id == wanted.secret_id for k in entry.keys):
+        return _refusal(command, "ResourceInUse", f"key {wanted.secret_id} exists already")
+    if len(entry.keys) >= KEYS_PER_TENANT:
+        return _refusal(
+            command, "LimitExceeded", f"a tenant has at most {KEYS_PER_TENANT} keys; delete one that is not used"
+        )
+    return _put_key(entry, command, wanted)
+
+
+def _rotate_key(entry: TenantEntry, command: TenantCommand) -> TenantEntry | Outcome:
+    wanted = command.key
+    if wanted is None:
+        return _malformed(command)
+    existing = next((k for k in entry.keys if k.secret_id == wanted.secret_id), None)
+    if existing is None:
+        return _no_key(command, wanted)
+    if existing.applied != wanted.applied:
+        # Both of two rotations at once would answer with a secret, and one of them would never work.
+        return _refusal(command, "FailedOperation", f"key {wanted.secret_id} was changed by another call; try again")
+    return _put_key(entry, command, wanted)
+
+
+def _delete_key(entry: TenantEntry, command: TenantCommand) -> TenantEntry | Outcome:
+    wanted = command.key
+    if wanted is None:
+        return _malformed(command)
+    left = tuple(k for k in entry.keys if k.secret_id != wanted.secret_id)
+    if len(left) == len(entry.keys):
+        return _no_key(command, wanted)
+    if not command.last_too and not any(is_usable(k, command.unix_ms) for k in left):
+        return _refusal(
+            command, "FailedOperation", f"key {wanted.secret_id} is the last one of its tenant; make another one first"
+        )
+    return replace(entry, keys=left, moved=wanted.secret_id)
+
+
+def is_usable(key: KeyRecord, now_ms: int) -> bool:
+    """True for a key that calls can be signed with."""
+    return key.enabled and not 0 < key.expires_unix_ms <= now_ms
+
+
+def _no_namespace(command: TenantCommand, wanted: NamespaceRecord) -> Outcome:
+    return _refusal(command, "ResourceNotFound.Namespace", f"namespace {wanted.name!r} does not exist")
+
+
+def _no_key(command: TenantCommand, wanted: KeyRecord) -> Outcome:
+    return _refusal(command, "ResourceNotFound", f"there is no key {wanted.secret_id}")
+
+
+def _malformed(command: TenantCommand) -> Outcome:
+    return _refusal(command, "InternalError", f"the {command.kind} command does not say what it is about")
+
+
+def _unknown(_entry: TenantEntry, command: TenantCommand) -> Outcome:
+    return _refusal(command, "UnsupportedOperation", f"this release of streams does not know {command.kind!r} commands")
+
+
+def _refusal(command: TenantCommand, code: str, message: str) -> Outcome:
+    return Outcome(command.command_id, command.appid, code, message)
+
+
+_DECISIONS: Final = {
+    "create-namespace": _create_namespace,
+    "update-namespace": _update_namespace,
+    "delete-namespace": _delete_namespace,
+    "create-key": _create_key,
+    "rotate-key": _rotate_key,
+    "delete-key": _delete_key,
+}

@@ -1,0 +1,170 @@
+"""The decisions about tenants: namespaces and keys, what is refused, and that a crash changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas import avro
+from schemas.limits import KEYS_PER_TENANT, NAMESPACES_PER_TENANT
+from schemas.records import Outcome
+from schemas.tenants import TENANT_COMMAND_KINDS, KeyRecord, NamespaceRecord, TenantCommand
+from schemas.topics import KEYS, NAMESPACES, OUTCOMES, TENANT_COMMANDS
+from streams import tenants
+from streams.tenancy import TenantProcessor
+from streams.tenants import NEW, Gone, TenantEntry, take
+from tests.unit.test_streams_processors import Memory
+
+APPID, NOW_MS = "1250000000", 1_700_000_000_000
+
+
+def key(name: str, *, applied: int = -1, expires_ms: int = 0) -> KeyRecord:
+    return KeyRecord(0, name, APPID, "1", b"sealed", b"", 0, "", True, NOW_MS, 0, expires_ms, applied, "")
+
+
+def namespace(name: str, description: str = "") -> NamespaceRecord:
+    return NamespaceRecord(0, APPID, "1", name, description, NOW_MS, NOW_MS, -1, "")
+
+
+def wish(
+    kind: str, row: KeyRecord | NamespaceRecord | None, *, last_too: bool = False, at_ms: int = NOW_MS
+) -> TenantCommand:
+    named = {"key": row} if isinstance(row, KeyRecord) else {"namespace": row}
+    return TenantCommand(f"c-{kind}", kind, at_ms, APPID, "1", **named, last_too=last_too)
+
+
+def after(*commands: TenantCommand) -> TenantEntry:
+    entry = NEW
+    for offset, command in enumerate(commands):
+        entry, outputs = take(entry, command, offset)
+        assert outputs[-1] == Outcome(command.command_id, APPID), outputs
+    return entry
+
+
+def refusal(entry: TenantEntry, command: TenantCommand) -> str:
+    then, outputs = take(entry, command, entry.applied + 1)
+    [outcome] = outputs
+    assert (then.namespaces, then.keys) == (entry.namespaces, entry.keys)
+    assert isinstance(outcome, Outcome)
+    assert outcome.code
+    return outcome.code
+
+
+def test_a_namespace_is_made_changed_and_deleted() -> None:
+    entry = after(wish("create-namespace", namespace("ns", "one")))
+    later = wish("update-namespace", replace(namespace("ns", "two"), created_unix_ms=1), at_ms=NOW_MS + 5)
+    entry, [row, _] = take(entry, later, 7)
+    assert isinstance(row, NamespaceRecord)
+    assert (row.description, row.created_unix_ms, row.modified_unix_ms, row.applied) == ("two", NOW_MS, NOW_MS + 5, 7)
+    assert row.seq > 7
+    entry, [gone, _] = take(entry, wish("delete-namespace", namespace("ns")), 8)
+    assert gone == Gone(f"{APPID}/ns")
+    assert refusal(entry, wish("delete-namespace", namespace("ns"))) == "ResourceNotFound.Namespace"
+
+
+def test_default_is_there_and_stays() -> None:
+    assert refusal(NEW, wish("create-namespace", namespace("default"))) == "ResourceInUse.Namespace"
+    assert refusal(NEW, wish("delete-namespace", namespace("default"))) == "InvalidParameterValue.DefaultNamespace"
+    entry = after(wish("update-namespace", namespace("default", "mine")))
+    assert [n.description for n in entry.namespaces] == ["mine"]
+
+
+def test_there_are_so_many_namespaces_default_among_them() -> None:
+    named = [namespace("default", "counts"), *(namespace(f"n{i}") for i in range(NAMESPACES_PER_TENANT - 1))]
+    kinds = ["update-namespace"] + ["create-namespace"] * (len(named) - 1)
+    entry = after(*(wish(kind, row) for kind, row in zip(kinds, named, strict=True)))
+    assert refusal(entry, wish("create-namespace", namespace("more"))) == "LimitExceeded.Namespace"
+    assert refusal(entry, wish("create-namespace", namespace("n1"))) == "ResourceInUse.Namespace"
+
+
+def test_a_tenant_has_so_many_keys() -> None:
+    entry = after(*(wish("create-key", key(f"k{i}")) for i in range(KEYS_PER_TENANT)))
+    assert refusal(entry, wish("create-key", key("more"))) == "LimitExceeded"
+
+
+def test_of_two_rotations_at_once_one_is_refused() -> None:
+    entry = after(wish("create-key", key("k")))
+    rotation = wish("rotate-key", replace(key("k", applied=0), sealed=b"new", earlier=b"sealed"))
+    entry, [row, _] = take(entry, rotation, 1)
+    assert isinstance(row, KeyRecord)
+    assert (row.sealed, row.earlier, row.applied) == (b"new", b"sealed", 1)
+    assert refusal(entry, rotation) == "FailedOperation"
+    assert refusal(entry, wish("rotate-key", key("other"))) == "ResourceNotFound"
+
+
+def test_the_last_usable_key_stays_unless_it_may_go_too() -> None:
+    entry = after(wish("create-key", key("k")), wish("create-key", key("dead", expires_ms=NOW_MS)))
+    assert refusal(entry, wish("delete-key", key("k"))) == "FailedOperation"
+    _, [gone, _] = take(entry, wish("delete-key", key("k"), last_too=True), 2)
+    assert gone == Gone("k")
+    _, [gone, _] = take(entry, wish("delete-key", key("dead")), 2)
+    assert gone == Gone("dead")
+
+
+@pytest.mark.parametrize("kind", [*TENANT_COMMAND_KINDS, "paint-namespace"])
+def test_a_command_that_does_not_say_what_it_is_about_is_refused(kind: str) -> None:
+    assert refusal(NEW, wish(kind, None)) in ("InternalError", "UnsupportedOperation")
+
+
+def commands() -> st.SearchStrategy[TenantCommand]:
+    names = st.sampled_from(["default", "a", "b"])
+    rows = names.map(namespace) | st.builds(key, names, applied=st.integers(-1, 6))
+    return st.builds(wish, st.sampled_from(TENANT_COMMAND_KINDS), rows, last_too=st.booleans())
+
+
+@given(st.lists(commands(), max_size=12), st.data())
+def test_events_that_come_again_change_nothing_and_seq_only_grows(
+    history: list[TenantCommand], data: st.DataObject
+) -> None:
+    entry, seqs = NEW, [-1]
+    for offset, command in enumerate(history):
+        then, outputs = take(entry, command, offset)
+        again, same = take(avro.decode(TenantEntry, avro.encode(then)), command, offset)
+        assert (again, same) == (then, outputs)
+        older = data.draw(st.integers(0, offset))
+        if older < offset:
+            assert take(then, history[older], older) == (then, ())
+        seqs.append(then.seq)
+        entry = then
+    assert seqs == sorted(set(seqs))
+
+
+async def test_the_processor_writes_rows_to_their_topics_and_state_before_outputs() -> None:
+    memory = Memory()
+    processor = TenantProcessor(memory, memory)
+    for offset, command in enumerate(
+        [
+            wish("create-namespace", namespace("ns")),
+            wish("create-key", key("k")),
+            wish("delete-namespace", namespace("ns")),
+        ]
+    ):
+        await processor.handle(memory.record(TENANT_COMMANDS, command, offset=offset, key=APPID.encode()))
+    where = [(p.topic, p.partition, p.key, p.value is None) for p in memory.published if p.topic != OUTCOMES]
+    assert where == [
+        (NAMESPACES, 2, f"{APPID}/ns".encode(), False),
+        (KEYS, 2, b"k", False),
+        (NAMESPACES, 2, f"{APPID}/ns".encode(), True),
+    ]
+    assert memory.log[:4] == ["put", f"publish {NAMESPACES}", f"publish {OUTCOMES}", "done"]
+
+
+async def test_the_processor_lets_go_what_it_can_not_read_or_is_keyed_wrongly() -> None:
+    memory = Memory()
+    processor = TenantProcessor(memory, memory)
+    await processor.handle(memory.record(TENANT_COMMANDS, b"no avro", key=APPID.encode()))
+    await processor.handle(memory.record(TENANT_COMMANDS, wish("create-key", key("k")), key=b"another"))
+    assert memory.log == ["done", "done"]
+
+
+async def test_a_tenant_that_has_nothing_is_forgotten() -> None:
+    memory = Memory()
+    processor = TenantProcessor(memory, memory)
+    await processor.handle(memory.record(TENANT_COMMANDS, wish("delete-key", key("k")), key=APPID.encode()))
+    assert processor.due() == [APPID.encode()]
+    await processor.forget(APPID.encode())
+    assert list(memory.keys()) == []
+    assert tenants.is_forgettable(NEW, NOW_MS)
