@@ -112,11 +112,68 @@ class TriggerRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class VersionRecord:
+    """One published version; key `appid/namespace/function/N` in topic penstock.registry.versions.v1 (tombstone when deleted).
+
+    Nothing in it ever changes. N is 1, 2, ... and is not given twice to one function.
+    """
+
+    seq: int
+    appid: str
+    uin: str
+    namespace: str
+    function: str
+    version: str
+    description: str
+    created_unix_ms: int
+    applied: int
+    command_id: str
+    config: FunctionConfig
+
+
+@dataclass(frozen=True, slots=True)
+class VersionMatch:
+    """A rule of an alias: calls whose header `header` fits go to `version`. `method` is exact (`expression` is the value) or range
+    (`(a,b)` or `[a,b]`, of integers).
+    """
+
+    version: str
+    header: str
+    method: str
+    expression: str
+
+
+@dataclass(frozen=True, slots=True)
+class AliasRecord:
+    """State of one alias; key `appid/namespace/function/NAME` in topic penstock.registry.aliases.v1 (tombstone when deleted).
+
+    `version` is the main one. `additional` (empty: none) gets the share `weight`, from 0 to 1, or what one of `matches` names.
+    """
+
+    seq: int
+    appid: str
+    uin: str
+    namespace: str
+    function: str
+    name: str
+    version: str
+    description: str
+    created_unix_ms: int
+    modified_unix_ms: int
+    applied: int
+    command_id: str
+    additional: str = ""
+    weight: float = 0.0
+    matches: tuple[VersionMatch, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Command:
     """One wish of a caller; topic penstock.control.commands.v1, keyed like the record that it changes.
 
     `kind` is one of `COMMAND_KINDS`. The gateway has validated it against what it saw; streams decides, for it alone writes the
-    registry topics, and says how it ended in an Outcome.
+    registry topics, and says how it ended in an Outcome. Commands about versions and aliases have the function's key. `publish`: a version
+    is published when the update is done. `qualifier` is the version or alias that a deletion is about.
     """
 
     command_id: str
@@ -129,6 +186,9 @@ class Command:
     description: str | None = None
     config: FunctionConfig | None = None
     trigger: TriggerRecord | None = None
+    publish: bool = False
+    qualifier: str = ""
+    alias: AliasRecord | None = None
 
 
 COMMAND_KINDS = (
@@ -138,17 +198,26 @@ COMMAND_KINDS = (
     "create-trigger",
     "update-trigger",
     "delete-trigger",
+    "publish-version",
+    "delete-version",
+    "create-alias",
+    "update-alias",
+    "delete-alias",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a command ended; topic penstock.control.outcomes.v1. `code` is a Tencent Cloud error code, empty when accepted."""
+    """How a command ended; topic penstock.control.outcomes.v1. `code` is a Tencent Cloud error code, empty when accepted.
+
+    `result` is what the command gave: the number of a published version.
+    """
 
     command_id: str
     key: str
     code: str = ""
     message: str = ""
+    result: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,8 @@ COMMANDS: Final = "penstock.control.commands.v1"
 OUTCOMES: Final = "penstock.control.outcomes.v1"
 FUNCTIONS: Final = "penstock.registry.functions.v1"
 TRIGGERS: Final = "penstock.registry.triggers.v1"
+VERSIONS: Final = "penstock.registry.versions.v1"
+ALIASES: Final = "penstock.registry.aliases.v1"
 TENANT_COMMANDS: Final = "penstock.control.tenants.v1"
 NAMESPACES: Final = "penstock.registry.namespaces.v1"
 KEYS: Final = "penstock.registry.keys.v1"
@@ -61,6 +63,8 @@ TOPICS: Final[tuple[TopicSpec, ...]] = (
     TopicSpec(OUTCOMES, records.Outcome, 1, False, HOUR_MS, "streams", "how each command ended"),
     TopicSpec(FUNCTIONS, records.FunctionRecord, _C, True, None, "streams", "state of every function"),
     TopicSpec(TRIGGERS, records.TriggerRecord, _C, True, None, "streams", "state of every trigger"),
+    TopicSpec(VERSIONS, records.VersionRecord, _C, True, None, "streams", "published versions"),
+    TopicSpec(ALIASES, records.AliasRecord, _C, True, None, "streams", "aliases of every function"),
     TopicSpec(TENANT_COMMANDS, tenants.TenantCommand, _C, False, 7 * 24 * HOUR_MS, "gateway", "wishes about tenants"),
     TopicSpec(NAMESPACES, tenants.NamespaceRecord, _C, True, None, "streams", "namespaces of every tenant"),
     TopicSpec(KEYS, tenants.KeyRecord, _C, True, None, "streams", "API keys, secrets sealed"),

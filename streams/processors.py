@@ -15,9 +15,19 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 from infra import clock, telemetry
 from schemas import avro
 from schemas.errors import WireError
-from schemas.records import Command, FunctionRecord, InvocationWindow, Outcome, StepCommand, StepResult, TriggerRecord
-from schemas.topics import ACTIVITY, COMMANDS, FUNCTIONS, OUTCOMES, STEPS_CODE, TRIGGERS
-from streams import activity, registry
+from schemas.records import (
+    AliasRecord,
+    Command,
+    FunctionRecord,
+    InvocationWindow,
+    Outcome,
+    StepCommand,
+    StepResult,
+    TriggerRecord,
+    VersionRecord,
+)
+from schemas.topics import ACTIVITY, ALIASES, COMMANDS, FUNCTIONS, OUTCOMES, STEPS_CODE, TRIGGERS, VERSIONS
+from streams import activity, registry, versions
 
 _log = telemetry.get_logger("streams.processors")
 T = TypeVar("T", Command, StepResult, InvocationWindow)
@@ -83,6 +93,11 @@ def publication(output: registry.Output, *, partition: int) -> Publication:
     if isinstance(output, TriggerRecord):
         key = f"{output.appid}/{output.namespace}/{output.function}/{output.name}"
         return Publication(TRIGGERS, partition, key.encode(), avro.encode(output))
+    if isinstance(output, VersionRecord | AliasRecord):
+        topic = VERSIONS if isinstance(output, VersionRecord) else ALIASES
+        return Publication(topic, partition, versions.key_of(output).encode(), avro.encode(output))
+    if isinstance(output, versions.Removed):
+        return Publication(VERSIONS if output.is_version else ALIASES, partition, output.key.encode(), None)
     if isinstance(output, registry.Tombstone):
         return Publication(FUNCTIONS if output.is_function else TRIGGERS, partition, output.key.encode(), None)
     if isinstance(output, StepCommand):

@@ -16,7 +16,17 @@ from typing import Final
 
 from schemas.ids import FunctionKey, TriggerKey
 from schemas.lifecycle import FunctionMove, FunctionStatus, after
-from schemas.records import Command, FunctionRecord, Outcome, StepCommand, StepResult, TriggerRecord
+from schemas.records import (
+    AliasRecord,
+    Command,
+    FunctionRecord,
+    Outcome,
+    StepCommand,
+    StepResult,
+    TriggerRecord,
+    VersionRecord,
+)
+from streams import versions
 from streams.sagas import Saga, advance, begin, step_out
 
 FORGET_AFTER_MS: Final = 3_600_000
@@ -41,6 +51,7 @@ class Entry:
     trigger: TriggerRecord | None = None
     saga: Saga | None = None
     outcomes: tuple[Outcome, ...] = ()
+    ledger: versions.Ledger | None = None
 
     @property
     def version(self) -> int:
@@ -56,7 +67,9 @@ class Tombstone:
     is_function: bool
 
 
-Output = FunctionRecord | TriggerRecord | Tombstone | StepCommand | Outcome
+Output = (
+    FunctionRecord | TriggerRecord | VersionRecord | AliasRecord | versions.Removed | Tombstone | StepCommand | Outcome
+)
 NEW: Final = Entry()
 
 
@@ -80,20 +93,23 @@ def take(entry: Entry, event: Command | StepResult, offset: int) -> tuple[Entry,
         return entry, ()
     key = key_of(event)
     if offset > mark:
+        rest = replace(entry, ledger=versions.at_rest(entry.ledger))
         if isinstance(event, Command):
             # A command's offset lifts seq over that of an entry that was forgotten.
-            decided = replace(_command(entry, event, key), seq=max(entry.seq, offset), applied=offset)
-        elif (answered := _result(entry, event, key)) is not None:
+            decided = replace(_command(rest, event, key), seq=max(entry.seq, offset), applied=offset)
+        elif (answered := _result(rest, event, key)) is not None:
             decided = replace(answered, answered=offset)
         else:
             return entry, ()
+        if decided.function is None:
+            decided = replace(decided, ledger=versions.dropped(decided.ledger))
         entry = _numbered(replace(decided, unix_ms=event.unix_ms))
     return entry, outputs(entry, key)
 
 
 def outputs(entry: Entry, key: str) -> tuple[Output, ...]:
     """All that the last event of this key has to make known; the same each time it is asked."""
-    made: list[Output] = []
+    made: list[Output] = [*versions.outputs(entry.ledger, key)]
     if entry.moved:
         made.append(entry.function or entry.trigger or Tombstone(key, is_function=key.count("/") == 2))
         if entry.saga is not None:
@@ -108,9 +124,11 @@ def is_forgettable(entry: Entry, now_ms: int) -> bool:
 
 def _numbered(entry: Entry) -> Entry:
     """The next `seq` for a record that moved, and both marks inside it, where readers look for them."""
+    seq, applied = entry.seq + 1, entry.applied
+    if entry.ledger is not None and entry.ledger.moved:
+        entry = replace(entry, seq=seq, ledger=versions.numbered(entry.ledger, seq, applied))
     if not entry.moved:
         return entry
-    seq, applied = entry.seq + 1, entry.applied
     function, trigger = entry.function, entry.trigger
     return replace(
         entry,
@@ -138,7 +156,9 @@ def _result(entry: Entry, result: StepResult, key: str) -> Entry | None:
         proposed=record.proposed if failed and record.serving is None else None,
         reasons=then.reasons,
     )
-    return replace(entry, moved=True, function=record, saga=None, outcomes=(_saga_outcome(saga, key, record),))
+    ledger = versions.ended(entry.ledger, saga.saga_id, record, result.unix_ms)
+    outcomes = (_saga_outcome(saga, key, record),)
+    return replace(entry, moved=True, function=record, saga=None, ledger=ledger, outcomes=outcomes)
 
 
 def _saga_outcome(saga: Saga, key: str, record: FunctionRecord) -> Outcome:
@@ -198,6 +218,8 @@ def _update_function(entry: Entry, command: Command, key: str) -> Entry | Outcom
     )
     if command.config is None:  # nothing to check or prepare
         return replace(entry, moved=True, function=record, outcomes=(Outcome(command.command_id, key),))
+    if command.publish and entry.ledger is not None and entry.ledger.is_full:
+        return versions.too_many_versions(record.name).outcome(command, key)
     status = after(FunctionStatus(record.status), FunctionMove.UPDATE)
     if status is None and record.status == FunctionStatus.UPDATING:
         status = FunctionStatus.UPDATING  # the newest wins; the saga before it is given up
@@ -205,7 +227,8 @@ def _update_function(entry: Entry, command: Command, key: str) -> Entry | Outcom
         return _wrong_status(command, key, record)
     record = replace(record, status=status, proposed=command.config, reasons=())
     given_up = _given_up(entry, key, "a newer update took its place")
-    return replace(entry, moved=True, function=record, saga=begin(command), outcomes=given_up)
+    ledger = versions.began(entry.ledger, command)
+    return replace(entry, moved=True, function=record, saga=begin(command), ledger=ledger, outcomes=given_up)
 
 
 def _delete_function(entry: Entry, command: Command, key: str) -> Entry | Outcome:
@@ -222,6 +245,13 @@ def _given_up(entry: Entry, key: str, why: str) -> tuple[Outcome, ...]:
     if entry.saga is None:
         return ()
     return (Outcome(entry.saga.saga_id, key, "FailedOperation", f"{why} before this was done"),)
+
+
+def _on_ledger(entry: Entry, command: Command, key: str) -> Entry | Outcome:
+    if entry.function is None:
+        return _no_function(command, key)
+    ledger, outcome = versions.decide(entry.ledger or versions.EMPTY, entry.function, command, key)
+    return outcome if outcome.code else replace(entry, moved=False, ledger=ledger, outcomes=(outcome,))
 
 
 def _create_trigger(entry: Entry, command: Command, key: str) -> Entry | Outcome:
@@ -291,4 +321,5 @@ _DECISIONS: Final = {
     "create-trigger": _create_trigger,
     "update-trigger": _update_trigger,
     "delete-trigger": _delete_trigger,
+    **dict.fromkeys(versions.KINDS, _on_ledger),
 }

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from schemas.records import Command, FunctionConfig, KafkaSource, StatusReason, StepResult, TriggerRecord
+from schemas.records import (
+    AliasRecord,
+    Command,
+    FunctionConfig,
+    KafkaSource,
+    StatusReason,
+    StepResult,
+    TriggerRecord,
+    VersionMatch,
+)
 
 NOW_MS = 1_700_000_000_000
 CONFIG = FunctionConfig("$LATEST", "0" * 64, 100, "index.main_handler", "Python3.10", 128, 3, 65)
@@ -58,6 +67,30 @@ def trigger_record(name: str = "t", *, function: str = "hello", command_id: str 
         applied=-1,
         command_id=command_id,
         kafka=SOURCE,
+    )
+
+
+def alias_record(
+    name: str = "prod", version: str = "1", *, additional: str = "", weight: float = 0.0, rule: str = ""
+) -> AliasRecord:
+    """An alias as a gateway proposes it; `rule` is the version of a header rule."""
+    matches = (VersionMatch(rule, "User", "exact", "Bob"),) if rule else ()
+    return AliasRecord(
+        0,
+        "1250000000",
+        "1",
+        "default",
+        "hello",
+        name,
+        version,
+        "",
+        NOW_MS,
+        NOW_MS,
+        -1,
+        "c1",
+        additional,
+        weight,
+        matches,
     )
 
 

@@ -8,18 +8,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas import avro
-from schemas.records import Command, FunctionRecord, InvocationWindow, Outcome, StepCommand, StepResult, TriggerRecord
-from schemas.topics import COMMANDS, FUNCTIONS, OUTCOMES, STEP_RESULTS, STEPS_CODE, TRIGGERS
-from streams import activity, registry
+from schemas.records import (
+    AliasRecord,
+    Command,
+    FunctionRecord,
+    InvocationWindow,
+    Outcome,
+    StepCommand,
+    StepResult,
+    TriggerRecord,
+    VersionRecord,
+)
+from schemas.topics import ALIASES, COMMANDS, FUNCTIONS, OUTCOMES, STEP_RESULTS, STEPS_CODE, TRIGGERS, VERSIONS
+from streams import activity, registry, versions
 from streams.processors import Input, Publication, RegistryProcessor
-from tests.commands import FAILURE, answer, command
+from tests.commands import FAILURE, alias_record, answer, command
 
 KINDS = ("create-function", "update-function", "delete-function")
 TRIGGER_KINDS = ("create-trigger", "update-trigger", "delete-trigger")
@@ -33,11 +43,17 @@ def histories(draw: st.DrawFn) -> list[Event]:
     begun: list[tuple[str, str]] = []
     for number in range(draw(st.integers(1, 14))):
         function = draw(st.sampled_from(["f1", "f2"]))
-        choice = draw(st.sampled_from(["command", "command", "trigger", "answer"]))
+        choice = draw(st.sampled_from(["command", "command", "version", "trigger", "answer", "answer"]))
         if choice == "answer" and begun:
             command_id, function = draw(st.sampled_from(begun))
             reasons = draw(st.sampled_from([(), FAILURE]))
             events.append(answer(command_id, function=function, reasons=reasons, unix_ms=number))
+        elif choice == "version":
+            made = command(draw(st.sampled_from(versions.KINDS)), f"c{number}", function=function, unix_ms=number)
+            version = draw(st.sampled_from(["1", "2", "$LATEST"]))
+            name = draw(st.sampled_from(["prod", "$DEFAULT"]))
+            qualifier = version if made.kind == "delete-version" else name
+            events.append(replace(made, qualifier=qualifier, alias=alias_record(name, version)))
         elif choice == "trigger":
             events.append(
                 command(
@@ -45,7 +61,8 @@ def histories(draw: st.DrawFn) -> list[Event]:
                 )
             )
         else:
-            events.append(command(draw(st.sampled_from(KINDS)), f"c{number}", function=function, unix_ms=number))
+            made = command(draw(st.sampled_from(KINDS)), f"c{number}", function=function, unix_ms=number)
+            events.append(replace(made, publish=draw(st.booleans())))
             begun.append((f"c{number}", function))
     return events
 
@@ -118,7 +135,9 @@ def test_the_seq_of_a_key_grows_with_every_record_and_its_version_with_every_cha
         before = entries.get(key, registry.NEW)
         then, outputs = registry.take(before, event, offset)
         assert (then.version > before.version) == (then != before)
-        assert then.seq > before.seq or not any(isinstance(o, FunctionRecord | TriggerRecord) for o in outputs)
+        records = [o for o in outputs if isinstance(o, FunctionRecord | TriggerRecord | VersionRecord | AliasRecord)]
+        assert then.seq > before.seq or not records
+        assert all(record.seq == then.seq for record in records)
         entries[key] = then
 
 
@@ -223,6 +242,7 @@ def test_whatever_write_a_process_dies_at_nothing_is_lost_doubled_or_taken_back(
     assert {command_id: len(said) for command_id, said in outcomes.items()} == {c.command_id: 1 for c in commands}
     for topic, kind in ((FUNCTIONS, FunctionRecord), (TRIGGERS, TriggerRecord)):
         _check_registry_topic(world.topics.get(topic, []), kind, entries)
+    _check_versions_and_aliases(world, entries)
 
 
 def _check_registry_topic(
@@ -240,6 +260,23 @@ def _check_registry_topic(
     for key, value in newest.items():
         record = entries[key].function or entries[key].trigger
         assert (None if value is None else avro.decode(kind, value)) == record, "the topic does not end with the state"
+
+
+def _check_versions_and_aliases(world: World, entries: dict[bytes, registry.Entry]) -> None:
+    """Both topics end with what the ledgers hold, and a number stands for one configuration as long as its function is."""
+    wanted: set[bytes] = set()
+    for key, entry in entries.items():
+        ledger = entry.ledger or versions.EMPTY
+        assert entry.function is not None or not (ledger.versions or ledger.aliases)
+        wanted |= {key + b"/" + str(number).encode() for number in ledger.versions}
+        wanted |= {key + b"/" + alias.name.encode() for alias in ledger.aliases}
+    newest = {key: value for topic in (VERSIONS, ALIASES) for key, value in world.topics.get(topic, ())}
+    assert {key for key, value in newest.items() if value is not None} == wanted
+    first: dict[tuple[bytes, str], VersionRecord] = {}
+    for key, value in world.topics.get(VERSIONS, ()):
+        if value is not None:
+            version = avro.decode(VersionRecord, value)
+            assert first.setdefault((key, version.command_id), version) == version, "a published version changed"
 
 
 @st.composite
