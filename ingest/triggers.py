@@ -11,6 +11,7 @@ import asyncio
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Protocol
 
 from infra.clock import unix_ms
@@ -21,10 +22,12 @@ from infra.telemetry import get_logger
 from ingest.deadletter import DeadLetterSink, trigger_key
 from ingest.lanes import marks
 from ingest.lanes.engine import LaneEngine, Source, Submit
+from ingest.lanes.versions import Division
+from router.aliases import Split
 from router.counts import Counts
 from schemas import avro
 from schemas.errors import ConfigError, PenstockError, PlatformError
-from schemas.ids import FunctionKey
+from schemas.ids import LATEST, FunctionKey
 from schemas.records import LanePartition, LaneStatus, TriggerRecord
 from schemas.topics import LANES
 
@@ -100,6 +103,7 @@ class TriggerManager:
         counts: where retried and dead records are counted, by function.
         metrics: where they are counted for Prometheus.
         open_source: instead of Kafka, in tests.
+        split: how calls of a function by a qualifier divide now (Dispatcher.split).
     """
 
     def __init__(
@@ -115,10 +119,12 @@ class TriggerManager:
         counts: Counts,
         metrics: MetricRegistry | None = None,
         open_source: OpenSource | None = None,
+        split: Callable[[FunctionKey, str], Split | None] | None = None,
     ) -> None:
         self._triggers, self._submit, self._sink, self._producer = triggers, submit, sink, producer
         self._slot, self._term, self._counts = slot, term, counts
         self._open = open_source or kafka_source(cluster, slot)
+        self._split = split
         self._keepers: dict[str, _Keeper] = {}
         self._gate = asyncio.Semaphore(STARTS_AT_ONCE)
         self._published: dict[str, tuple[LaneStatus, float]] = {}
@@ -177,7 +183,13 @@ class TriggerManager:
             source=lambda events: self._open(record, events),
             jitter=random.random,
             ended=ended,
+            division=self._division(record),
         )
+
+    def _division(self, record: TriggerRecord) -> Division | None:
+        if self._split is None or record.qualifier == LATEST:
+            return None
+        return partial(self._split, trigger_key(record).function, record.qualifier)
 
     def _publish(self) -> None:
         now = asyncio.get_running_loop().time()

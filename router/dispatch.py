@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from infra.clock import mono_s
 from router.agents import WINDOW, AgentLink, AgentPool, Call, Done, failure
+from router.aliases import Split
 from router.counts import Counts, FunctionCount
 from router.functions import Resolver
 from router.placement import HostView, place
@@ -96,6 +97,10 @@ class Dispatcher:
                 return await answer
         except TimeoutError as exc:
             raise DeadlineExceeded(f"no result within {timeout_s:g} s") from exc
+
+    def split(self, function: FunctionKey, qualifier: str) -> Split | None:
+        """How calls by this qualifier divide between versions now; None when all of them go to one."""
+        return self._resolver.split(function, qualifier)
 
     def agents_changed(self) -> None:
         """An agent came or went: send what was held."""

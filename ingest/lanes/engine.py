@@ -23,6 +23,7 @@ from ingest.lanes.explain import Around, partition_states
 from ingest.lanes.lanes import LaneSet
 from ingest.lanes.policy import LanePolicy, Ordering
 from ingest.lanes.run import Run
+from ingest.lanes.versions import Division, one_version
 from schemas.errors import PenstockError, PlatformError
 from schemas.frames import Flow, Result
 from schemas.ids import FunctionKey, TriggerKey
@@ -98,6 +99,7 @@ class LaneEngine:
         bury: where dead letters go.
         source: makes the consumer, given who is told.
         jitter: uniform in [0, 1).
+        division: how records divide between versions, for a trigger that names an alias.
         ended: told once when the engine can't go on, with the error; whoever made it then closes it.
     """
 
@@ -110,6 +112,7 @@ class LaneEngine:
         source: Callable[[ConsumerEvents], Source],
         jitter: Callable[[], float],
         ended: Callable[[PenstockError], None],
+        division: Division | None = None,
     ) -> None:
         assert record.kafka is not None
         kafka = record.kafka
@@ -121,7 +124,7 @@ class LaneEngine:
         self.joined = asyncio.Event()
         """Set by the first word of the consumer, good or bad."""
         self._submit, self._bury, self._ended = submit, bury, ended
-        self._function, self._qualifier = self.key.function, record.qualifier
+        self._function, self._qualifier, self._division = self.key.function, record.qualifier, division
         self._events = CkafkaEvents(kafka.topic)
         self._source = source(self)
         self._loop = asyncio.get_running_loop()
@@ -257,6 +260,12 @@ class LaneEngine:
             self._source.release()
 
     def _dispatch(self, run: Run) -> None:
+        qualifier = self._qualifier
+        if self._division is not None and (split := self._division()) is not None:
+            qualifier, count = one_version(split, run.records)
+            if count < len(run.records):
+                self.lanes.trim(run, count)
+                self._turn()
         event, count = self._events.build(run.records)
         if count < len(run.records):
             self.lanes.trim(run, max(1, count))
@@ -268,7 +277,7 @@ class LaneEngine:
             return
         self._submit(
             self._function,
-            self._qualifier,
+            qualifier,
             event,
             flow=self._flows[run.lane.owner.partition],
             attempt=run.attempt,
