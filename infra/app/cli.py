@@ -85,7 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"penstock {VERSION}")
     parser.add_argument("--data-dir", dest="data_dir_first", metavar="DIR", help=argparse.SUPPRESS)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for add in (_up, _demo, _status, _deploy, _invoke, _logs, _trigger, _top, _version):
+    for add in (_up, _demo, _status, _deploy, _invoke, _logs, _trigger, _keys, _top, _version):
         add(verbs)
     return parser
 
@@ -314,6 +314,30 @@ def _trigger_create(verbs: Any) -> None:
         help="when all tries of a record failed: skip lets it go to the dead-letter topic, and goes on",
     )
     _namespaced(parser)
+
+
+def _keys(verbs: Any) -> None:
+    summary = "make, list, rotate and delete the key pairs that calls are signed with"
+    group = verbs.add_parser("keys", help=summary, description=summary[0].upper() + summary[1:] + ".")
+    verbs = group.add_subparsers(title="verbs", metavar="VERB", required=True)
+    parser = _verb(verbs, "create", "infra.app.keys:create", "make a key pair; its secret is shown this once")
+    whose = parser.add_mutually_exclusive_group()
+    whose.add_argument("--appid", metavar="A", help="for this tenant (default: the fabric's own)")
+    whose.add_argument("--new-tenant", action="store_true", help="for a new tenant, whose appid is made up")
+    parser.add_argument("--description", metavar="TEXT")
+    parser.add_argument("--valid", metavar="T", help="how long it is good, e.g. 30d (default: for ever)")
+    parser.add_argument("--out", metavar="FILE", help="write it to a new credentials file too, which only you may read")
+    parser = _verb(verbs, "list", "infra.app.keys:list_keys", "show keys, without their secrets")
+    whose = parser.add_mutually_exclusive_group()
+    whose.add_argument("--appid", metavar="A", help="of this tenant (default: the fabric's own)")
+    whose.add_argument("--all", action="store_true", help="of every tenant")
+    parser = _verb(verbs, "rotate", "infra.app.keys:rotate", "give a key a new secret, which is shown this once")
+    parser.add_argument("secret_id", metavar="SECRET_ID")
+    parser.add_argument(
+        "--grace", default="24h", metavar="T", help="how long the secret before stays good, 0 to 7d (default: 24h)"
+    )
+    parser = _verb(verbs, "delete", "infra.app.keys:delete", "delete a key; calls signed with it are refused at once")
+    parser.add_argument("secret_id", metavar="SECRET_ID")
 
 
 def _top(verbs: Any) -> None:

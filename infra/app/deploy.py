@@ -98,10 +98,14 @@ class Deployment:
 
     def _create(self) -> Deployed:
         configuration = {"Runtime": "Python3.10", **self._wish.configuration}
-        self._api.call(
-            "CreateFunction",
-            {**self._name, "Handler": self._wish.handler, "Code": self._wish.code, **configuration},
-        )
+        fields = {**self._name, "Handler": self._wish.handler, "Code": self._wish.code, **configuration}
+        try:
+            self._api.call("CreateFunction", fields)
+        except BadRequest as exc:
+            if exc.api_code != "ResourceNotFound.Namespace":
+                raise
+            self._make_namespace()
+            self._api.call("CreateFunction", fields)
         made = self._settled(self._look())
         if made is None:
             raise BadRequest("ResourceNotFound.Function", f"function {self._wish.function} was deleted by someone else")
@@ -109,6 +113,14 @@ class Deployment:
             return Deployed(created=True, status="Active")
         self._delete()
         return Deployed(created=True, status=made["Status"], reasons=_reasons(made), is_serving=False)
+
+    def _make_namespace(self) -> None:
+        """Nobody asks for a function in a namespace to be told to make the namespace first."""
+        try:
+            self._api.call("CreateNamespace", {"Namespace": self._wish.namespace})
+        except BadRequest as exc:
+            if exc.api_code != "ResourceInUse.Namespace":  # made by another just now
+                raise
 
     def _update(self, existing: Mapping[str, Any]) -> Deployed:
         before = {name: existing.get(name) for name in self._wish.configuration}
@@ -148,7 +160,7 @@ class Deployment:
         try:
             return self._api.call("GetFunction", self._name)
         except BadRequest as exc:
-            if exc.api_code.startswith("ResourceNotFound.Function"):
+            if exc.api_code.startswith(("ResourceNotFound.Function", "ResourceNotFound.Namespace")):
                 return None
             raise
 

@@ -73,6 +73,15 @@ ACTIONS: Final[dict[str, Action[Any]]] = {
 }
 
 
+HAVE_SECRETS: Final = frozenset({"CreateKey", "RotateKey"})
+"""Actions whose answer nobody may get a second time."""
+
+
+def changes_something(name: str) -> bool:
+    """True for an action that changes what is registered. An invocation may run again: functions are run at least once anyway."""
+    return not name.startswith(("Get", "List", "Invoke"))
+
+
 def find(name: str, version: str) -> Action[Any]:
     """The action; raises BadRequest with MissingParameter, NoSuchVersion or InvalidAction."""
     if not name:

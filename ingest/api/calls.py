@@ -6,6 +6,7 @@ cancellation): what nobody foresaw is answered InternalError and logged once, un
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,16 +16,21 @@ from uuid import uuid4
 
 from infra.metrics import API_CALLS, API_SECONDS, MetricRegistry
 from infra.telemetry import get_logger
-from ingest.api.actions import ACTIONS, Action, find
+from ingest.api.actions import ACTIONS, HAVE_SECRETS, Action, changes_something, find
 from ingest.api.auth import Authenticator, Caller
 from ingest.api.fields import unflatten
 from ingest.api.ports import KeyStore
+from ingest.api.resends import Resends, Sent, used_before
 from ingest.api.services import Call, Services
 from schemas import legacy_signature, tc3
-from schemas.errors import BadRequest, DependencyError
+from schemas.errors import BadRequest, DeadlineExceeded, DependencyError
 
 LEGACY_POST_BYTES: Final = 1024 * 1024
 _MAX_PARAMETERS: Final = 5_000
+AGAIN_S: Final = 30.0
+"""How long a request that came again waits for the end of the first."""
+_NOT_FINAL: Final = ("ResourceUnavailable", "InternalError")
+"""Ends after which the same request may be carried out again."""
 _QUIET: Final = ("Invoke", "InvokeFunction", "Get", "List")
 
 log = get_logger("ingest.api")
@@ -32,13 +38,15 @@ log = get_logger("ingest.api")
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """A call whose caller is known. `text` says that values are text, as in a flattened request."""
+    """A call whose caller is known. `text` says that values are text, as in a flattened request; `has_nonce` that no two are signed alike."""
 
     caller: Caller
     name: str
     action: Action[Any]
     raw: Mapping[str, Any]
     text: bool
+    signature: str
+    has_nonce: bool
 
 
 def _no_constant(name: str) -> float:
@@ -55,6 +63,7 @@ class Api:
     def __init__(self, services: Services, keys: KeyStore, metrics: MetricRegistry) -> None:
         self._services = services
         self._authenticator = Authenticator(keys)
+        self._resends = Resends()
         self._calls = metrics.counter(API_CALLS)
         self._seconds = metrics.histogram(API_SECONDS)
         self._observers: dict[tuple[str, str], tuple[Callable[[], None], Callable[[float], None]]] = {}
@@ -64,11 +73,19 @@ class Api:
         request_id = str(uuid4())
         started_s = self._services.clock.mono_s()
         name = sent.headers.get("x-tc-action", "")
+        sent_once: Sent | None = None
         try:
             if refusal is not None:
                 raise refusal
             opened = self._open(sent)
             name = opened.name
+            if changes_something(name):
+                sent_once, is_first = self._resends.first(
+                    opened.caller.appid, opened.signature, name, has_nonce=opened.has_nonce, mono_s=started_s
+                )
+                if not is_first:
+                    known, sent_once = sent_once, None
+                    return await self._again(known, name, request_id)
             call = Call(opened.caller, request_id, self._services.clock.unix_ms())
             fields = await opened.action.run(self._services, call, opened.raw, text=opened.text)
             code = ""
@@ -82,8 +99,27 @@ class Api:
             code = "InternalError"
             fields = _error(code, f"an error of Penstock itself; its log has it under {request_id}")
             log.exception("call failed", action=name[:64], request_id=request_id)
+        except asyncio.CancelledError:
+            if sent_once is not None:
+                sent_once.end(None, is_final=True)
+            raise
         self._observe(name if name in ACTIONS else "other", code, request_id, self._services.clock.mono_s() - started_s)
-        return _encoder.encode({"Response": {**fields, "RequestId": request_id}}).encode()
+        body = _encoder.encode({"Response": {**fields, "RequestId": request_id}}).encode()
+        if sent_once is not None:
+            sent_once.end(None if name in HAVE_SECRETS else body, is_final=code not in _NOT_FINAL)
+        return body
+
+    async def _again(self, known: Sent, name: str, request_id: str) -> bytes:
+        """What a request that came again is answered; raises BadRequest when its first answer is not kept."""
+        try:
+            async with asyncio.timeout(AGAIN_S):
+                body = await known.ended()
+        except TimeoutError as exc:
+            raise DeadlineExceeded(f"this request is still being worked on after {AGAIN_S:g} s") from exc
+        log.warning("a signed request came again, and was not carried out again", action=name, request_id=request_id)
+        if body is None:
+            raise used_before()
+        return body
 
     def _open(self, sent: tc3.SignedCall) -> _Opened:
         now_s = self._services.clock.unix_ms() / 1000
@@ -93,10 +129,11 @@ class Api:
             return self._open_legacy(sent, parameters, now_s)
         caller = self._authenticator.authenticate(sent, now_s=now_s)
         name = sent.headers.get("x-tc-action", "")
+        signature = sent.headers.get("authorization", "").strip()[-64:]  # hex, as its parser made sure
         action = find(name, sent.headers.get("x-tc-version", ""))
         if sent.method == "GET":
-            return _Opened(caller, name, action, unflatten(_pairs(sent.query)), text=True)
-        return _Opened(caller, name, action, _json_object(sent), text=False)
+            return _Opened(caller, name, action, unflatten(_pairs(sent.query)), True, signature, False)
+        return _Opened(caller, name, action, _json_object(sent), False, signature, False)
 
     def _open_legacy(self, sent: tc3.SignedCall, parameters: list[tuple[str, str]], now_s: float) -> _Opened:
         named = dict(parameters)
@@ -106,7 +143,7 @@ class Api:
         name = named.get("Action", "")
         action = find(name, named.get("Version", ""))
         fields = [pair for pair in parameters if pair[0] not in legacy_signature.COMMON_PARAMETERS]
-        return _Opened(caller, name, action, unflatten(fields), text=True)
+        return _Opened(caller, name, action, unflatten(fields), True, named["Signature"], True)
 
     def _observe(self, action: str, code: str, request_id: str, seconds: float) -> None:
         observers = self._observers.get((action, code))

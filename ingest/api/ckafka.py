@@ -74,13 +74,18 @@ class TriggerDesc:
 
 
 _SCHEMA: Final = Schema(TriggerDesc)
+DEAD_LETTERS: Final = "penstock.dead."
+"""Dead letters of all tenants: their topics' names don't say whose."""
 
 
-def parse_trigger_desc(text: str, key: TriggerKey, *, generation: str) -> KafkaSource:
-    """What the trigger reads, and how. Raises BadRequest, mostly InvalidParameterValue.TriggerDesc."""
+def parse_trigger_desc(text: str, key: TriggerKey, *, generation: str, is_owner: bool = True) -> KafkaSource:
+    """What the trigger reads, and how. Raises BadRequest, mostly InvalidParameterValue.TriggerDesc.
+
+    Dead letters may be read by the fabric's owner (`is_owner`) only.
+    """
     desc = _fields_of(_object(text))
     topic = desc.topic or _topic_of_name(key.name)
-    if _is_internal(topic):
+    if _is_internal(topic) or (topic.startswith(DEAD_LETTERS) and not is_owner):
         raise BadRequest(_CODE, f"topic {topic!r} is internal to the fabric or to Kafka; choose one of your own")
     return KafkaSource(
         bootstrap_servers=desc.bootstrap_servers or "",
@@ -130,4 +135,6 @@ def _topic_of_name(name: str) -> str:
 
 
 def _is_internal(topic: str) -> bool:
-    return topic.startswith("__") or (topic.startswith("penstock.") and not topic.startswith("penstock.dead."))
+    # What Faust keeps (`penstock-…-changelog`) holds every tenant's state.
+    own = topic.startswith(("penstock.", "penstock-streams-"))
+    return topic.startswith("__") or (own and not topic.startswith(DEAD_LETTERS))
