@@ -24,6 +24,8 @@ WAYS = [
     ("POST", "TC3-HMAC-SHA256", True),
     ("GET", "TC3-HMAC-SHA256", False),
     ("POST", "HmacSHA1", False),
+    ("GET", "HmacSHA1", False),
+    ("POST", "HmacSHA256", False),
     ("GET", "HmacSHA256", False),
 ]
 
