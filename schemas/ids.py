@@ -20,6 +20,7 @@ DEFAULT_ALIAS = "$DEFAULT"
 
 _FUNCTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,58}[A-Za-z0-9]\Z")
 _NAMESPACE = re.compile(r"[A-Za-z](?:[A-Za-z0-9_-]{0,28}[A-Za-z0-9])?\Z")
+_ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}\Z")
 _TRIGGER_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?\Z")
 _HANDLER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_/-]{0,59}\.[A-Za-z_][A-Za-z0-9_]{0,59}\Z")
 _ENV_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
@@ -69,6 +70,11 @@ def is_function_name(text: str) -> bool:
 def is_namespace(text: str) -> bool:
     """1-30 characters, starts with a letter, does not end with `-` or `_`."""
     return _NAMESPACE.match(text) is not None
+
+
+def is_alias(text: str) -> bool:
+    """1-64 letters, digits, `-` `_`, starts with a letter; `$DEFAULT`, which every function has, is none of these."""
+    return _ALIAS.match(text) is not None
 
 
 def is_trigger_name(text: str) -> bool:

@@ -27,6 +27,7 @@ from schemas.frames import WANT_LOG_TAIL, Flow, Result
 from schemas.ids import FunctionKey, TriggerKey
 from schemas.lifecycle import FunctionStatus
 from schemas.records import (
+    AliasRecord,
     Command,
     FunctionActivity,
     FunctionRecord,
@@ -36,11 +37,13 @@ from schemas.records import (
     Outcome,
     StatusReason,
     TriggerRecord,
+    VersionRecord,
 )
 from schemas.runerror import error_body
 from schemas.runstatus import RunStatus
 from schemas.tenants import KeyRecord, NamespaceRecord, TenantCommand
 from streams import tenants
+from streams import versions as ledger
 
 T = TypeVar("T")
 SECRET_ID, SECRET_KEY, APPID, UIN = "AKIDtest", "secretfortests", "1250000001", "100000000001"
@@ -121,6 +124,9 @@ class FakeStreams:
     namespaces: FakeView[NamespaceRecord] = field(default_factory=FakeView)
     keys: FakeView[KeyRecord] = field(default_factory=FakeView)
     tenants: dict[str, tenants.TenantEntry] = field(default_factory=dict)
+    versions: FakeView[VersionRecord] = field(default_factory=FakeView)
+    aliases: FakeView[AliasRecord] = field(default_factory=FakeView)
+    ledgers: dict[str, ledger.Ledger | None] = field(default_factory=dict)
     code_fails: tuple[StatusReason, ...] = ()
     callbacks: list[Callable[[Outcome], None]] = field(default_factory=list)
 
@@ -151,12 +157,34 @@ class FakeStreams:
                 continue
             outcome = self.refuse or Outcome(command.command_id, key)
             outcome = replace(outcome, command_id=command.command_id, key=key)
-            if not outcome.code:
+            if command.kind in ledger.KINDS and not outcome.code:
+                outcome = self._decide(key, command)
+            elif not outcome.code:
                 self._apply(key, command, ticket.offset)
+            self._show_ledger(key, ticket.offset)
             for callback in self.callbacks:
                 callback(outcome)
             if not ticket.answer.done():
                 ticket.answer.set_result(outcome)
+
+    def _decide(self, key: str, command: Command) -> Outcome:
+        """As the real core decides."""
+        record = self.functions.get(key)
+        if record is None:
+            return Outcome(command.command_id, key, "ResourceNotFound.FunctionName", "it is gone")
+        self.ledgers[key], outcome = ledger.decide(self.ledgers.get(key) or ledger.EMPTY, record, command, key)
+        return outcome
+
+    def _show_ledger(self, key: str, offset: int) -> None:
+        then = ledger.numbered(self.ledgers.get(key), offset + 1, offset)
+        for output in ledger.outputs(then, key):
+            if isinstance(output, VersionRecord):
+                self.versions.put(ledger.key_of(output), output)
+            elif isinstance(output, AliasRecord):
+                self.aliases.put(ledger.key_of(output), output)
+            else:
+                (self.versions if output.is_version else self.aliases).put(output.key, None)
+        self.ledgers[key] = ledger.at_rest(then)
 
     def _apply_to_tenant(self, command: TenantCommand, ticket: FakeTicket) -> None:
         """As the real core decides."""
@@ -181,8 +209,12 @@ class FakeStreams:
             self.triggers.put(key, None if gone else replace(command.trigger, applied=offset, seq=offset + 1))
         elif command.kind == "delete-function":
             self.functions.put(key, None)
+            self.ledgers[key] = ledger.dropped(self.ledgers.get(key))
         else:
-            self.functions.put(key, self._record(key, command, offset))
+            record = self._record(key, command, offset)
+            self.functions.put(key, record)
+            began = ledger.began(self.ledgers.get(key), command)
+            self.ledgers[key] = ledger.ended(began, command.command_id, record, command.unix_ms)
 
     def _record(self, key: str, command: Command, offset: int) -> FunctionRecord:
         old = self.functions.get(key)
@@ -304,14 +336,21 @@ class FakeLanes:
 
 
 class FakeLogs:
+    """Lines of every function, but for those that have their own."""
+
     def __init__(self) -> None:
         self.lines: list[LogLine] = []
+        self.of: dict[FunctionKey, list[LogLine]] = {}
 
     async def read(
         self, key: FunctionKey, *, cursor: str, since_unix_ms: int | None, limit: int, request_id: str, wait_s: float
     ) -> LogPage:
         start = int(cursor) if cursor else 0
-        lines = [line for line in self.lines[start:] if since_unix_ms is None or line.unix_ms >= since_unix_ms]
+        lines = [
+            line
+            for line in self.of.get(key, self.lines)[start:]
+            if since_unix_ms is None or line.unix_ms >= since_unix_ms
+        ]
         taken = lines[:limit]
         return LogPage(taken, str(start + len(taken)), len(taken) == len(lines))
 
@@ -372,6 +411,8 @@ class FakeFabric:
             triggers=Registry(self.triggers, self.clock.mono_s),
             namespaces=Registry(self.streams.namespaces, self.clock.mono_s),
             keys=Registry(self.streams.keys, self.clock.mono_s),
+            versions=Registry(self.streams.versions, self.clock.mono_s),
+            aliases=Registry(self.streams.aliases, self.clock.mono_s),
             owner=Owner(SECRET_ID, APPID, UIN, SINCE_MS),
             seal=self.seal,
             commands=self.streams,

@@ -45,7 +45,7 @@ HEARTBEAT_S = 2.0
 STREAMS_STALE_MS = 10_000
 _TABLES = (
     topics.FUNCTIONS, topics.TRIGGERS, topics.MEMBERS, topics.ACTIVITY, topics.LANES, topics.OUTCOMES,
-    topics.NAMESPACES, topics.KEYS,
+    topics.NAMESPACES, topics.KEYS, topics.VERSIONS, topics.ALIASES,
 )  # fmt: skip
 
 
@@ -80,7 +80,10 @@ class Gateway:
             view = self._tables.view
             functions = Registry(view(topics.FUNCTIONS), clock.mono_s)
             triggers = Registry(view(topics.TRIGGERS), clock.mono_s)
-            dispatcher = Dispatcher(Resolver(functions, region=settings.region), self._counts, self._agents)
+            versions = Registry(view(topics.VERSIONS), clock.mono_s)
+            aliases = Registry(view(topics.ALIASES), clock.mono_s)
+            resolver = Resolver(functions, region=settings.region, versions=versions, aliases=aliases)
+            dispatcher = Dispatcher(resolver, self._counts, self._agents)
             self._dispatcher = dispatcher
             members = view(topics.MEMBERS)
             members.subscribe(self._agents.member_changed)
@@ -114,6 +117,7 @@ class Gateway:
                 term=self._term,
                 counts=self._counts,
                 metrics=metrics,
+                split=dispatcher.split,
             )
             own = credentials(settings.data_dir)
             made_s = (settings.data_dir / CREDENTIALS_FILE).stat().st_mtime
@@ -124,6 +128,8 @@ class Gateway:
                 triggers=triggers,
                 namespaces=Registry(view(topics.NAMESPACES), clock.mono_s),
                 keys=keys,
+                versions=versions,
+                aliases=aliases,
                 owner=Owner(own.secret_id, own.appid, own.uin, int(made_s * 1_000)),
                 seal=seal,
                 commands=KafkaCommands(self._producer, view(topics.OUTCOMES)),

@@ -9,6 +9,7 @@ from typing import Any, Final, Generic, TypeVar
 from ingest.api import (
     account,
     activity,
+    aliases,
     function_requests,
     functions,
     invoke,
@@ -17,6 +18,7 @@ from ingest.api import (
     namespaces,
     sources,
     triggers,
+    versions,
 )
 from ingest.api.fields import NoFields, Schema
 from ingest.api.services import Call, Services
@@ -57,6 +59,14 @@ ACTIONS: Final[dict[str, Action[Any]]] = {
     "DeleteTrigger": _action(triggers.DeleteTrigger, triggers.delete_trigger),
     "UpdateTriggerStatus": _action(triggers.UpdateTriggerStatus, triggers.update_trigger_status),
     "ListTriggers": _action(triggers.ListTriggers, triggers.list_triggers),
+    "PublishVersion": _action(versions.PublishVersion, versions.publish_version),
+    "ListVersionByFunction": _action(versions.ListVersionByFunction, versions.list_version_by_function),
+    "DeleteFunctionVersion": _action(versions.DeleteFunctionVersion, versions.delete_function_version),
+    "CreateAlias": _action(aliases.CreateAlias, aliases.create_alias),
+    "UpdateAlias": _action(aliases.UpdateAlias, aliases.update_alias),
+    "GetAlias": _action(aliases.OneAlias, aliases.get_alias),
+    "ListAliases": _action(aliases.ListAliases, aliases.list_aliases),
+    "DeleteAlias": _action(aliases.OneAlias, aliases.delete_alias),
     "CreateNamespace": _action(namespaces.CreateNamespace, namespaces.create_namespace),
     "UpdateNamespace": _action(namespaces.UpdateNamespace, namespaces.update_namespace),
     "DeleteNamespace": _action(namespaces.DeleteNamespace, namespaces.delete_namespace),

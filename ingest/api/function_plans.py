@@ -199,7 +199,10 @@ def plan_update_code(
     config = replace(
         config, code_sha256=package.sha256, code_size=package.size_bytes, handler=request.handler or config.handler
     )
-    return _plan_update(existing, call, key=key, config=config, description=None, command_id=command_id)
+    publish = request.publish == "TRUE"
+    return _plan_update(
+        existing, call, key=key, config=config, description=None, command_id=command_id, publish=publish
+    )
 
 
 def plan_update_configuration(
@@ -215,7 +218,10 @@ def plan_update_configuration(
         runtime=check_runtime(request.runtime) if request.runtime else config.runtime,
         environment=config.environment if request.environment is None else check_environment(request.environment),
     )
-    return _plan_update(existing, call, key=key, config=config, description=request.description, command_id=command_id)
+    publish = request.publish == "TRUE"
+    return _plan_update(
+        existing, call, key=key, config=config, description=request.description, command_id=command_id, publish=publish
+    )
 
 
 def _plan_update(
@@ -226,6 +232,7 @@ def _plan_update(
     config: FunctionConfig,
     description: str | None,
     command_id: str,
+    publish: bool,
 ) -> Plan:
     shown = replace(
         existing,
@@ -236,7 +243,8 @@ def _plan_update(
         proposed=config,
         reasons=(),
     )
-    return Plan(_command("update-function", key, call, command_id, description=description, config=config), shown)
+    command = _command("update-function", key, call, command_id, description=description, config=config)
+    return Plan(replace(command, publish=publish), shown)
 
 
 def plan_delete(existing: FunctionRecord, call: Call, *, key: FunctionKey, command_id: str) -> Plan:

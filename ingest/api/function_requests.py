@@ -1,9 +1,9 @@
 """Requests of the actions on functions, and what Penstock does about each of SCF's fields.
 
 Acted on: FunctionName, Namespace, Code (ZipFile, CosBucketName + CosObjectName in the fabric's own store), CodeSource (as a check),
-Handler, Description, MemorySize, Timeout, InitTimeout, Environment, Runtime, Type (`Event`).
+Handler, Description, MemorySize, Timeout, InitTimeout, Environment, Runtime, Type (`Event`), Publish.
 Accepted when it asks for nothing or for what happens anyway: empty texts, lists and structures, FALSE, PublicNetConfig in its default
-form, Publish FALSE, InstallDependency FALSE.
+form, InstallDependency FALSE.
 Anything else answers UnsupportedOperation by the field's name: VpcConfig, Layers, CfsConfig, ImageConfig, DeadLetterConfig, Role, Tags,
 ClsLogsetId, ClsTopicId, ProtocolType, InstanceConcurrencyConfig, IntranetConfig, AsyncRunEnable TRUE, TraceEnable TRUE and the others below.
 """
@@ -77,9 +77,6 @@ _SOURCES: Final = tuple(
         "GitUserNameSecret",
         "ImageConfig",
     )
-)
-_PUBLISH: Final = Unsupported(
-    "Publish", "versions are not built; $LATEST is all there is", code="UnsupportedOperation.PublishVersion"
 )
 
 
@@ -163,7 +160,6 @@ class UpdateFunctionCode:
     """Request of UpdateFunctionCode; the package stands in Code or in the fields beside it."""
 
     UNSUPPORTED: ClassVar[tuple[Unsupported, ...]] = (
-        _PUBLISH,
         Unsupported("InstallDependency", "packages must hold all that they need"),
         Unsupported("EnvId", "there is one environment"),
     )
@@ -177,6 +173,7 @@ class UpdateFunctionCode:
     cos_bucket_region: str | None = param(None, max_chars=64)
     code: CodeFields | None = param(None)
     code_source: str | None = param(None, code="InvalidParameterValue.CodeSource", max_chars=32)
+    publish: str = switch("InvalidParameterValue")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +182,6 @@ class UpdateFunctionConfiguration:
 
     UNSUPPORTED: ClassVar[tuple[Unsupported, ...]] = (
         *_CONFIGURATION,
-        _PUBLISH,
         Unsupported("L5Enable", "there is no L5"),
         Unsupported("IgnoreSysLog", "the START, END and REPORT lines are always written"),
     )
@@ -198,11 +194,12 @@ class UpdateFunctionConfiguration:
     environment: Environment | None = param(None)
     namespace: str = namespace()
     init_timeout: int | None = _init_timeout()
+    publish: str = switch("InvalidParameterValue")
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteFunction:
-    """Request of DeleteFunction."""
+    """Request of DeleteFunction; with Qualifier it is one published version that goes."""
 
     function_name: str = function_name()
     namespace: str = namespace()

@@ -28,9 +28,11 @@ from ingest.api.function_requests import (
     UpdateFunctionConfiguration,
 )
 from ingest.api.packages import source_of, take_in
-from ingest.api.params import Filter, only_latest
+from ingest.api.params import Filter
+from ingest.api.routing import as_function, version_for
 from ingest.api.services import Call, Services, new_command_id
 from ingest.api.triggers import forget_groups, send_delete
+from ingest.api.versions import delete_version
 from schemas.errors import BadRequest
 from schemas.records import FunctionRecord
 
@@ -92,12 +94,11 @@ async def update_function_configuration(services: Services, call: Call, request:
 
 
 async def delete_function(services: Services, call: Call, request: DeleteFunction) -> Answer:
-    """DeleteFunction: its triggers go first, then the function. Dead-letter topics stay: they hold data."""
+    """DeleteFunction: its triggers go first, then the function with all versions and aliases. Dead-letter topics stay: they hold data."""
     key = call.function(request.namespace, request.function_name)
     if request.qualifier:
-        raise BadRequest(
-            "ResourceNotFound.FunctionVersion", f"the function has no published version {short(request.qualifier)}"
-        )
+        await delete_version(services, call, key, request.qualifier)
+        return {}
     plan = plan_delete(services.function(key), call, key=key, command_id=new_command_id())
     triggers = services.triggers_of(key)
     for trigger in triggers:
@@ -111,8 +112,9 @@ async def get_function(services: Services, call: Call, request: GetFunction) -> 
     """GetFunction."""
     key = call.function(request.namespace, request.function_name)
     record = services.function(key)
-    only_latest(request.qualifier, "ResourceNotFound.FunctionVersion")
-    return function_detail(record, services.triggers_of(key))
+    version = version_for(services, key, request.qualifier, code="ResourceNotFound.FunctionVersion")
+    triggers = [t for t in services.triggers_of(key) if version is None or t.qualifier == version.version]
+    return function_detail(as_function(record, version), triggers)
 
 
 async def list_functions(services: Services, call: Call, request: ListFunctions) -> Answer:

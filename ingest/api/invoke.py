@@ -11,21 +11,21 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 from uuid import UUID, uuid4
 
-from ingest.api.fields import Unsupported, param
-from ingest.api.params import function_name, namespace, only_latest, qualifier
+from ingest.api.fields import param
+from ingest.api.params import function_name, namespace, qualifier
+from ingest.api.routing import check_routing_key, version_for
 from ingest.api.services import Call, Services
 from schemas.errors import BadRequest, DeadlineExceeded
 from schemas.frames import WANT_LOG_TAIL, Result
 from schemas.ids import DEFAULT_ALIAS, LATEST
 from schemas.lifecycle import FunctionStatus
-from schemas.limits import SYNC_EVENT_BYTES
+from schemas.limits import ROUTING_KEY_BYTES, SYNC_EVENT_BYTES
 from schemas.runstatus import RunStatus
 
 Answer = Mapping[str, Any]
-_NO_ROUTES: Final = Unsupported("RoutingKey", "aliases with routing rules are not built")
 _GONE: Final = (FunctionStatus.DELETING, FunctionStatus.DELETE_FAILED)
 LIMIT_S: Final = 1_800.0
 """A run that the router has not ended after this long (its own limits are below) is given up."""
@@ -35,11 +35,13 @@ def _log_type() -> Any:
     return param("None", code="InvalidParameterValue", choices=("None", "Tail"))
 
 
+def _routing_key() -> Any:
+    return param("", code="InvalidParameter.RoutingConfig", max_chars=ROUTING_KEY_BYTES)
+
+
 @dataclass(frozen=True, slots=True)
 class Invoke:
     """Request of Invoke."""
-
-    UNSUPPORTED: ClassVar[tuple[Unsupported, ...]] = (_NO_ROUTES,)
 
     function_name: str = function_name()
     invocation_type: str = param(
@@ -49,19 +51,19 @@ class Invoke:
     client_context: str = param("", code="InvalidParameter.RequestTooLarge", max_chars=SYNC_EVENT_BYTES)
     log_type: str = _log_type()
     namespace: str = namespace()
+    routing_key: str = _routing_key()
 
 
 @dataclass(frozen=True, slots=True)
 class InvokeFunction:
     """Request of InvokeFunction, which is synchronous only."""
 
-    UNSUPPORTED: ClassVar[tuple[Unsupported, ...]] = (_NO_ROUTES,)
-
     function_name: str = function_name()
     qualifier: str = qualifier(DEFAULT_ALIAS)
     event: str = param("", code="InvalidParameter.RequestTooLarge", max_chars=SYNC_EVENT_BYTES)
     log_type: str = _log_type()
     namespace: str = namespace()
+    routing_key: str = _routing_key()
 
 
 async def invoke(services: Services, call: Call, request: Invoke) -> Answer:
@@ -107,7 +109,7 @@ def check_event(text: str, *, field: str, code: str) -> bytes:
 async def _run(services: Services, call: Call, request: Invoke | InvokeFunction, event: bytes) -> Answer:
     key = call.function(request.namespace, request.function_name)
     record = services.function(key)
-    only_latest(request.qualifier, "ResourceNotFound.Qualifier")
+    version = version_for(services, key, request.qualifier, check_routing_key(request.routing_key))
     if record.serving is None or record.status in _GONE:
         raise BadRequest("FailedOperation.FunctionStatusError", f"function {key.name!r} is {record.status}, not Active")
     request_id = uuid4()
@@ -119,7 +121,7 @@ async def _run(services: Services, call: Call, request: Invoke | InvokeFunction,
 
     services.invoker.submit(
         key,
-        LATEST,
+        LATEST if version is None else version.version,
         event,
         flow=None,
         attempt=1,

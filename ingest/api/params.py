@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ingest.api.fields import param, short
-from schemas.errors import BadRequest
-from schemas.ids import DEFAULT_ALIAS, DEFAULT_NAMESPACE, LATEST, is_function_name, is_namespace, is_trigger_name
+from schemas.ids import DEFAULT_NAMESPACE, LATEST, is_function_name, is_namespace, is_trigger_name
 
 PAGE_LIMIT: Final = 1_000
 DEFAULT_PAGE: Final = 20
@@ -46,7 +45,7 @@ def trigger_name(default: Any = None, *, required: bool = True) -> Any:
 
 
 def qualifier(default: str = LATEST) -> Any:
-    """The optional field Qualifier; whether it exists is looked up by `only_latest`."""
+    """The optional field Qualifier; whether it exists is looked up by `routing.version_for`."""
     return param(default, code="InvalidParameterValue.Qualifier", max_chars=64)
 
 
@@ -68,12 +67,6 @@ def order() -> Any:
 def switch(code: str, default: str = "FALSE", **rule: Any) -> Any:
     """A text boolean, TRUE or FALSE."""
     return param(default, code=code, choices=("TRUE", "FALSE"), **rule)
-
-
-def only_latest(value: str, code: str) -> None:
-    """Until versions and aliases exist: any other qualifier is answered with `code`, as one that does not exist."""
-    if value not in (LATEST, DEFAULT_ALIAS, ""):
-        raise BadRequest(code, f"the function has no version or alias {short(value)}; it has {LATEST} only")
 
 
 @dataclass(frozen=True, slots=True)

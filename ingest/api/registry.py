@@ -7,6 +7,7 @@ or some time after its outcome was heard.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
@@ -53,6 +54,7 @@ class Registry(Generic[S]):
         self._scopes: dict[str, dict[str, S]] = {}
         self._overlays: dict[str, _Overlay[S]] = {}
         self._by_command: dict[str, str] = {}
+        self._waiters: dict[str, list[tuple[Callable[[S | None], bool], asyncio.Event]]] = {}
         for key, record in view.items().items():
             self._index(key, record)
         view.subscribe(self._changed)
@@ -85,6 +87,23 @@ class Registry(Generic[S]):
         }
         return sorted(scope for scope in found if self.within(scope))
 
+    async def shown(self, key: str, claim: Callable[[S | None], bool], timeout_s: float) -> bool:
+        """Wait until the view shows a state of the key that `claim` holds for; False when it does not in time."""
+        if claim(self._view.get(key)):
+            return True
+        waiter = (claim, asyncio.Event())
+        self._waiters.setdefault(key, []).append(waiter)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await waiter[1].wait()
+        except TimeoutError:
+            return False
+        finally:
+            self._waiters[key].remove(waiter)
+            if not self._waiters[key]:
+                del self._waiters[key]
+        return True
+
     def propose(self, key: str, command_id: str, state: S | None, *, ends: bool = False) -> None:
         """Show `state` (None: gone) for the key from now on; call before the command is sent. `ends`: the command deletes the key."""
         self._drop(key)
@@ -114,6 +133,9 @@ class Registry(Generic[S]):
             self._overlays[key].ends_mono_s = self._mono_s() + (REFUSED_S if outcome.code else SETTLED_S)
 
     def _changed(self, key: str, record: S | None) -> None:
+        for claim, held in self._waiters.get(key, ()):
+            if claim(record):
+                held.set()
         overlay = self._overlays.get(key)
         if record is None:
             self._forget(key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
@@ -28,10 +28,11 @@ from ingest.api.ports import (
 from ingest.api.registry import Registry
 from schemas.errors import BadRequest
 from schemas.ids import DEFAULT_NAMESPACE, FunctionKey, TriggerKey
-from schemas.records import Command, FunctionRecord, Outcome, TriggerRecord
+from schemas.records import AliasRecord, Command, FunctionRecord, Outcome, TriggerRecord, VersionRecord
 from schemas.tenants import KeyRecord, NamespaceRecord, TenantCommand
 
 T = TypeVar("T", NamespaceRecord, KeyRecord)
+L = TypeVar("L", VersionRecord, AliasRecord)
 OUTCOME_S: Final = 5.0
 """How long an answer that carries a result waits for it."""
 
@@ -57,6 +58,8 @@ class Services:
     triggers: Registry[TriggerRecord]
     namespaces: Registry[NamespaceRecord]
     keys: Registry[KeyRecord]
+    versions: Registry[VersionRecord]
+    aliases: Registry[AliasRecord]
     owner: Owner
     seal: Seal
     commands: Commands
@@ -147,6 +150,32 @@ class Services:
         registry.sent(key, command.command_id, ticket.offset)
         registry.settled(Outcome(command.command_id, command.appid))
 
+    async def change_ledger(
+        self,
+        registry: Registry[L],
+        key: FunctionKey,
+        command: Command,
+        wanted: Callable[[str], tuple[str, Callable[[L | None], bool]]],
+        *,
+        failed_code: str,
+        what: str,
+    ) -> L | None:
+        """Send a command about a function's versions or aliases, and wait until it is decided and this gateway shows it.
+
+        `wanted` says, of the outcome's result, in which row and what is to be seen there. Gives that row. Raises BadRequest when it was
+        refused, or is not seen in time.
+        """
+        began_s = self.clock.mono_s()
+        ticket = await self.commands.send(str(key), command)
+        outcome = await accepted(ticket, failed_code=failed_code, what=what, spent_s=self.clock.mono_s() - began_s)
+        row, claim = wanted(outcome.result)
+        left_s = max(0.05, OUTCOME_S - (self.clock.mono_s() - began_s))
+        if not await registry.shown(row, claim, left_s):
+            raise BadRequest(
+                failed_code, f"{what} is done but not to be seen here after {OUTCOME_S:g} s; look again soon"
+            )
+        return registry.get(row)
+
     @contextmanager
     def creating(self, key: TriggerKey) -> Iterator[None]:
         """Hold a trigger's name while it is made, so that two calls at one gateway don't both pin its offsets."""
@@ -165,7 +194,7 @@ def new_command_id() -> str:
     return uuid4().hex
 
 
-async def accepted(ticket: Ticket, *, failed_code: str, what: str, spent_s: float = 0.0) -> None:
+async def accepted(ticket: Ticket, *, failed_code: str, what: str, spent_s: float = 0.0) -> Outcome:
     """Wait for a command's outcome; raises BadRequest when it was refused, or is not known within `OUTCOME_S` less what is spent of it."""
     outcome = await ticket.outcome(max(0.05, OUTCOME_S - spent_s))
     if outcome is None:
@@ -176,3 +205,4 @@ async def accepted(ticket: Ticket, *, failed_code: str, what: str, spent_s: floa
         )
     if outcome.code:
         raise BadRequest(outcome.code, outcome.message)
+    return outcome

@@ -17,11 +17,11 @@ from ingest.api.params import (
     limit,
     namespace,
     offset,
-    only_latest,
     order,
     qualifier,
     trigger_name,
 )
+from ingest.api.routing import check_qualifier
 from ingest.api.services import Call, Services, accepted, new_command_id
 from schemas.errors import BadRequest, BrokerUnavailable
 from schemas.ids import FunctionKey, TriggerKey, dead_letter_topic, is_topic
@@ -76,7 +76,7 @@ class DeleteTrigger:
     type: str = _type()
     namespace: str = namespace()
     trigger_desc: str = param("")
-    qualifier: str = qualifier()
+    qualifier: str = qualifier("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class UpdateTriggerStatus:
     function_name: str = function_name()
     trigger_name: str = trigger_name()
     type: str = _type()
-    qualifier: str = qualifier()
+    qualifier: str = qualifier("")
     namespace: str = namespace()
     trigger_desc: str = param("")
 
@@ -118,8 +118,8 @@ async def create_trigger(services: Services, call: Call, request: CreateTrigger)
     is_owner = call.caller.appid == services.owner.appid
     source = parse_trigger_desc(request.trigger_desc, key, generation=command_id[:8], is_owner=is_owner)
     dead_letters = _dead_letter_topic(key)
-    only_latest(request.qualifier, "ResourceNotFound.Qualifier")
     check_new_trigger(services.function(key.function), services.triggers_of(key.function), key)
+    check_qualifier(services, key.function, request.qualifier)
     record = _record(request, call, key, source, command_id)
     began_s = services.clock.mono_s()
     with services.creating(key):
@@ -235,7 +235,8 @@ def _existing(services: Services, call: Call, request: DeleteTrigger | UpdateTri
     key = TriggerKey(call.function(request.namespace, request.function_name), request.trigger_name)
     services.function(key.function)
     record = services.triggers.get(str(key))
-    if record is None or record.type != request.type:
+    same = record is not None and record.type == request.type and request.qualifier in ("", record.qualifier)
+    if record is None or not same:
         raise BadRequest(
             "ResourceNotFound.Trigger",
             f"function {key.function.name!r} has no {request.type} trigger {short(request.trigger_name)}",
@@ -246,7 +247,6 @@ def _existing(services: Services, call: Call, request: DeleteTrigger | UpdateTri
 async def delete_trigger(services: Services, call: Call, request: DeleteTrigger) -> Answer:
     """DeleteTrigger: answers when the registry has let it go. Its consumer group is deleted soon after, its dead letters stay."""
     record = _existing(services, call, request)
-    only_latest(request.qualifier, "ResourceNotFound.Qualifier")
     gone = replace(record, command_id=new_command_id(), modified_unix_ms=call.now_ms)
     key = _key_of(record)
     ticket = await services.send_trigger_command(key, _command("delete-trigger", call, gone))
@@ -280,7 +280,6 @@ def _group_deletion(services: Services, source: KafkaSource) -> Callable[[], Awa
 async def update_trigger_status(services: Services, call: Call, request: UpdateTriggerStatus) -> Answer:
     """UpdateTriggerStatus: CLOSE stops the trigger at its committed offsets, OPEN goes on from there."""
     record = _existing(services, call, request)
-    only_latest(request.qualifier, "ResourceNotFound.Qualifier")
     changed = replace(
         record, enabled=request.enable == "OPEN", command_id=new_command_id(), modified_unix_ms=call.now_ms, applied=-1
     )

@@ -15,13 +15,15 @@ from infra import clock
 from ingest.api.actions import ACTIONS
 from ingest.api.ports import KeyPair
 from schemas import tc3
+from schemas.ids import FunctionKey
 from schemas.records import FunctionActivity, LogLine, Member
 from tests.api_fakes import APPID, SECRET_ID, SECRET_KEY, FakeFabric, creation
 
 STRANGER = KeyPair("AKIDstranger", "strangersecret", "1250000002", "200000000002")
 MARK = "victims-own"
 """In every name and text of the victim's; no answer to the stranger may hold it but as an echo of what it sent."""
-FUNCTION, NAMESPACE, TRIGGER = f"{MARK}-fn", f"{MARK}-ns", f"{MARK}-trigger"
+REQUEST_ID = "11111111-1111-4111-8111-111111111111"
+FUNCTION, NAMESPACE, TRIGGER, ALIAS = f"{MARK}-fn", f"{MARK}-ns", f"{MARK}-trigger", f"{MARK}-alias"
 
 
 def signed(keys: tuple[str, str], action: str, fields: dict[str, Any], tick: int = 0) -> tc3.SignedCall:
@@ -53,10 +55,14 @@ async def furnished() -> FakeFabric:
         where = {"FunctionName": FUNCTION, "TriggerName": TRIGGER, "Type": "ckafka", **place}
         made = await call(fabric, VICTIM, "CreateTrigger", **where, TriggerDesc='{"topic": "orders"}', Description=MARK)
         assert "Error" not in made, made
+        named = {"FunctionName": FUNCTION, **place}
+        assert "Error" not in await call(fabric, VICTIM, "PublishVersion", **named, Description=MARK)
+        made = await call(fabric, VICTIM, "CreateAlias", **named, Name=ALIAS, FunctionVersion="1", Description=MARK)
+        assert "Error" not in made, made
         key = f"{APPID}/{place.get('Namespace', 'default')}/{FUNCTION}"
+        fabric.logs.of[FunctionKey.parse(key)] = [LogLine(REQUEST_ID, 1, "stdout", MARK)]
         fabric.activity.put(key, FunctionActivity(1, key, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0, 0))
     assert "Error" not in await call(fabric, VICTIM, "CreateKey", Description=MARK)
-    fabric.logs.lines.append(LogLine("11111111-1111-4111-8111-111111111111", 1, "stdout", MARK))
     fabric.members.put("agent/a", Member("agent", MARK, MARK, "z", "unix:@x", 1, 1))
     return fabric
 
@@ -67,10 +73,12 @@ def state(fabric: FakeFabric) -> dict[str, Any]:
     return {
         "functions": {k: v for k, v in fabric.functions.rows.items() if k.startswith(APPID)},
         "triggers": {k: v for k, v in fabric.triggers.rows.items() if k.startswith(APPID)},
+        "versions": {k: v for k, v in streams.versions.rows.items() if k.startswith(APPID)},
+        "aliases": {k: v for k, v in streams.aliases.rows.items() if k.startswith(APPID)},
         "namespaces": {k: v for k, v in streams.namespaces.rows.items() if k.startswith(APPID)},
         "keys": {k: v for k, v in streams.keys.rows.items() if v.appid == APPID},
         "calls": [c for c in fabric.invoker.calls if c["function"].appid == APPID],
-        "groups": list(fabric.sources.deleted_groups),
+        "groups": [g for g in fabric.sources.deleted_groups if f".{APPID}." in g],
     }
 
 
@@ -83,12 +91,12 @@ def guesses(action: str, fabric: FakeFabric, namespace: str) -> dict[str, Any]:
         "TriggerName": TRIGGER,
         "Type": "ckafka",
         "Enable": "CLOSE",
-        "FunctionRequestId": "11111111-1111-4111-8111-111111111111",
-        "InvokeRequestId": "11111111-1111-4111-8111-111111111111",
+        "FunctionRequestId": REQUEST_ID,
+        "InvokeRequestId": REQUEST_ID,
         "AppId": APPID,
         "SecretId": secret_id,
         "Description": "changed",
-        "Name": f"{MARK}-alias",
+        "Name": ALIAS,
         "FunctionVersion": "1",
         "LayerName": f"{MARK}-layer",
         "LayerVersion": 1,
@@ -117,15 +125,24 @@ async def stranger_calls(fabric: FakeFabric, action: str, fields: dict[str, Any]
     return answer
 
 
+@pytest.mark.parametrize("has_the_same", [False, True], ids=["nothing of its own", "the same names of its own"])
 @pytest.mark.parametrize("namespace", ["default", NAMESPACE])
 @pytest.mark.parametrize("action", sorted(ACTIONS))
-async def test_no_action_reaches_another_tenants(action: str, namespace: str) -> None:
+async def test_no_action_reaches_another_tenants(action: str, namespace: str, has_the_same: bool) -> None:
     fabric = await furnished()
+    if has_the_same:
+        await call(fabric, OTHER, "CreateNamespace", Namespace=NAMESPACE)
+        await call(fabric, OTHER, "CreateFunction", **creation(FUNCTION, Namespace=namespace))
+        where = {"FunctionName": FUNCTION, "Namespace": namespace, "TriggerName": TRIGGER, "Type": "ckafka"}
+        made = await call(fabric, OTHER, "CreateTrigger", **where, TriggerDesc='{"topic": "orders"}')
+        assert "Error" not in made, made
     before = state(fabric)
     fields = guesses(action, fabric, namespace)
     answer = await stranger_calls(fabric, action, fields)
     assert state(fabric) == before
     text = json.dumps(answer)
+    if has_the_same:  # it has things of these names
+        text = text.replace(NAMESPACE, "").replace(FUNCTION, "").replace(TRIGGER, "")
     for sent in sorted({v for v in fields.values() if isinstance(v, str)}, key=len, reverse=True):
         text = text.replace(sent, "")
     assert MARK not in text, answer
