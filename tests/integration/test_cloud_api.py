@@ -99,11 +99,11 @@ def sdk(fabric: Fabric) -> Callable[[str], Sdk]:
     return lambda way: Sdk(fabric, way)
 
 
-def zip_of(word: str) -> str:
-    """A base64 package of the function that says `word`."""
+def zip_of(word: str, code: str | None = None) -> str:
+    """A base64 package of the function that says `word`, or of other code."""
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
-        archive.writestr("index.py", CODE.format(word=word))
+        archive.writestr("index.py", CODE.format(word=word) if code is None else code)
     return base64.b64encode(data.getvalue()).decode()
 
 
