@@ -77,3 +77,19 @@ TENANT_COMMAND_KINDS = (
     "rotate-key",
     "delete-key",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedOut:
+    """One signed request that changed something, or was refused; topic penstock.control.requests.v1, keyed by `mark` in hex.
+
+    `mark` is a hash of its signature; `unix_ms` is when a gateway first saw it; `code` is empty when it was done.
+    """
+
+    mark: bytes
+    appid: str
+    uin: str
+    action: str
+    request_id: str
+    unix_ms: int
+    code: str

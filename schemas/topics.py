@@ -47,6 +47,7 @@ TRIGGERS: Final = "penstock.registry.triggers.v1"
 VERSIONS: Final = "penstock.registry.versions.v1"
 ALIASES: Final = "penstock.registry.aliases.v1"
 TENANT_COMMANDS: Final = "penstock.control.tenants.v1"
+REQUESTS: Final = "penstock.control.requests.v1"
 NAMESPACES: Final = "penstock.registry.namespaces.v1"
 KEYS: Final = "penstock.registry.keys.v1"
 STEPS_CODE: Final = "penstock.steps.code.v1"
@@ -66,6 +67,9 @@ TOPICS: Final[tuple[TopicSpec, ...]] = (
     TopicSpec(VERSIONS, records.VersionRecord, _C, True, None, "streams", "published versions"),
     TopicSpec(ALIASES, records.AliasRecord, _C, True, None, "streams", "aliases of every function"),
     TopicSpec(TENANT_COMMANDS, tenants.TenantCommand, _C, False, 7 * 24 * HOUR_MS, "gateway", "wishes about tenants"),
+    TopicSpec(
+        REQUESTS, tenants.CarriedOut, 1, False, HOUR_MS, "gateway", "changes that were carried out, by signature"
+    ),
     TopicSpec(NAMESPACES, tenants.NamespaceRecord, _C, True, None, "streams", "namespaces of every tenant"),
     TopicSpec(KEYS, tenants.KeyRecord, _C, True, None, "streams", "API keys, secrets sealed"),
     TopicSpec(STEPS_CODE, records.StepCommand, _C, False, 24 * HOUR_MS, "streams", "steps for the code module"),

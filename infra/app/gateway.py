@@ -20,7 +20,7 @@ from infra.metrics import MetricRegistry
 from infra.objectstore.store import ObjectStore
 from infra.sealing import Seal
 from infra.settings import store_address
-from ingest.api.adapters import KafkaCommands, KafkaLaneStates, StoredCode
+from ingest.api.adapters import KafkaCommands, KafkaLaneStates, KafkaRequests, StoredCode
 from ingest.api.background import BackgroundWork
 from ingest.api.calls import Api
 from ingest.api.kafka_logs import KafkaLogs
@@ -45,7 +45,7 @@ HEARTBEAT_S = 2.0
 STREAMS_STALE_MS = 10_000
 _TABLES = (
     topics.FUNCTIONS, topics.TRIGGERS, topics.MEMBERS, topics.ACTIVITY, topics.LANES, topics.OUTCOMES,
-    topics.NAMESPACES, topics.KEYS, topics.VERSIONS, topics.ALIASES,
+    topics.NAMESPACES, topics.KEYS, topics.REQUESTS, topics.VERSIONS, topics.ALIASES,
 )  # fmt: skip
 
 
@@ -146,7 +146,17 @@ class Gateway:
                 region=settings.region,
                 bootstrap_servers=cluster.bootstrap_servers,
             )
-            server = ApiServer(Api(services, TenantKeys(own, keys, seal, clock), metrics), metrics, self, pages={})
+            server = ApiServer(
+                Api(
+                    services,
+                    TenantKeys(own, keys, seal, clock),
+                    metrics,
+                    KafkaRequests(self._producer, view(topics.REQUESTS)),
+                ),
+                metrics,
+                self,
+                pages={},
+            )
             await server.start(HOST, settings.port)
             stack.push_async_callback(server.close)
             async with asyncio.TaskGroup() as group:

@@ -16,7 +16,7 @@ from schemas.errors import ObjectNotFound
 from schemas.ids import TriggerKey
 from schemas.package import CODE_BUCKET, package_object
 from schemas.records import Command, LanePartition, LaneStatus, Outcome
-from schemas.tenants import TenantCommand
+from schemas.tenants import CarriedOut, TenantCommand
 
 SEND_S: Final = 5.0
 _AWAITED: Final = 10_000
@@ -76,6 +76,29 @@ class KafkaCommands:
             answer.set_result(outcome)
         for callback in self._callbacks:
             callback(outcome)
+
+
+class KafkaRequests:
+    """What was carried out, by topics.REQUESTS: gateways tell each other, and themselves after a restart."""
+
+    def __init__(self, producer: Producer, view: TableView[CarriedOut]) -> None:
+        self._producer, self._view = producer, view
+
+    def note(self, request: CarriedOut) -> None:
+        """Tell the others."""
+        self._producer.send_nowait(topics.REQUESTS, key=request.mark.hex().encode(), value=avro.encode(request))
+
+    def subscribe(self, callback: Callable[[CarriedOut], None]) -> None:
+        """Called for every one, and at once for those that are there; the view keeps none of them."""
+
+        def heard(key: str, request: CarriedOut | None) -> None:
+            if request is not None:
+                self._view.apply(key, None, tell=False)
+                callback(request)
+
+        for key, request in list(self._view.items().items()):
+            heard(key, request)
+        self._view.subscribe(heard)
 
 
 class StoredCode:

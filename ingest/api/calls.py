@@ -19,11 +19,12 @@ from infra.telemetry import get_logger
 from ingest.api.actions import ACTIONS, HAVE_SECRETS, Action, changes_something, find
 from ingest.api.auth import Authenticator, Caller
 from ingest.api.fields import unflatten
-from ingest.api.ports import KeyStore
-from ingest.api.resends import Resends, Sent, used_before
+from ingest.api.ports import KeyStore, RequestLog
+from ingest.api.resends import Resends, Sent, mark_of, used_before
 from ingest.api.services import Call, Services
 from schemas import legacy_signature, tc3
 from schemas.errors import BadRequest, DeadlineExceeded, DependencyError
+from schemas.tenants import CarriedOut
 
 LEGACY_POST_BYTES: Final = 1024 * 1024
 _MAX_PARAMETERS: Final = 5_000
@@ -60,10 +61,14 @@ _encoder: Final = json.JSONEncoder(separators=(",", ":"))
 class Api:
     """The cloud API of one gateway."""
 
-    def __init__(self, services: Services, keys: KeyStore, metrics: MetricRegistry) -> None:
+    def __init__(
+        self, services: Services, keys: KeyStore, metrics: MetricRegistry, requests: RequestLog | None = None
+    ) -> None:
         self._services = services
         self._authenticator = Authenticator(keys)
-        self._resends = Resends()
+        self._resends, self._requests = Resends(), requests
+        if requests is not None:
+            requests.subscribe(self._heard)
         self._calls = metrics.counter(API_CALLS)
         self._seconds = metrics.histogram(API_SECONDS)
         self._observers: dict[tuple[str, str], tuple[Callable[[], None], Callable[[float], None]]] = {}
@@ -73,19 +78,17 @@ class Api:
         request_id = str(uuid4())
         started_s = self._services.clock.mono_s()
         name = sent.headers.get("x-tc-action", "")
-        sent_once: Sent | None = None
+        opened: _Opened | None = None
+        once: Sent | None = None
         try:
             if refusal is not None:
                 raise refusal
             opened = self._open(sent)
             name = opened.name
             if changes_something(name):
-                sent_once, is_first = self._resends.first(
-                    opened.caller.appid, opened.signature, name, has_nonce=opened.has_nonce, mono_s=started_s
-                )
-                if not is_first:
-                    known, sent_once = sent_once, None
-                    return await self._again(known, name, request_id)
+                once, earlier = await self._first(opened, request_id, started_s)
+                if earlier is not None:
+                    return earlier
             call = Call(opened.caller, request_id, self._services.clock.unix_ms())
             fields = await opened.action.run(self._services, call, opened.raw, text=opened.text)
             code = ""
@@ -100,14 +103,35 @@ class Api:
             fields = _error(code, f"an error of Penstock itself; its log has it under {request_id}")
             log.exception("call failed", action=name[:64], request_id=request_id)
         except asyncio.CancelledError:
-            if sent_once is not None:
-                sent_once.end(None, is_final=True)
+            if once is not None:
+                once.end(None, is_final=True)
             raise
         self._observe(name if name in ACTIONS else "other", code, request_id, self._services.clock.mono_s() - started_s)
         body = _encoder.encode({"Response": {**fields, "RequestId": request_id}}).encode()
-        if sent_once is not None:
-            sent_once.end(None if name in HAVE_SECRETS else body, is_final=code not in _NOT_FINAL)
+        if once is not None and opened is not None:
+            self._ended(once, opened, request_id, code, body)
         return body
+
+    async def _first(self, opened: _Opened, request_id: str, now_mono_s: float) -> tuple[Sent | None, bytes | None]:
+        """What to `end` when this call is over, or the answer of the same request's first sending; raises BadRequest when that isn't kept."""
+        known, is_first = self._resends.first(
+            opened.caller.appid, opened.signature, opened.name, has_nonce=opened.has_nonce, mono_s=now_mono_s
+        )
+        return (known, None) if is_first else (None, await self._again(known, opened.name, request_id))
+
+    def _ended(self, once: Sent, opened: _Opened, request_id: str, code: str, body: bytes) -> None:
+        is_final = code not in _NOT_FINAL
+        once.end(None if opened.name in HAVE_SECRETS else body, is_final=is_final)
+        if self._requests is not None and is_final:
+            age_ms = round(1000 * (self._services.clock.mono_s() - once.first_mono_s))
+            first_ms = self._services.clock.unix_ms() - age_ms
+            caller, mark = opened.caller, mark_of(opened.signature)
+            self._requests.note(CarriedOut(mark, caller.appid, caller.uin, opened.name, request_id, first_ms, code))
+
+    def _heard(self, request: CarriedOut) -> None:
+        now_s = self._services.clock.mono_s()
+        first_s = now_s - (self._services.clock.unix_ms() - request.unix_ms) / 1000
+        self._resends.heard(request.appid, request.mark, request.action, first_mono_s=first_s, mono_s=now_s)
 
     async def _again(self, known: Sent, name: str, request_id: str) -> bytes:
         """What a request that came again is answered; raises BadRequest when its first answer is not kept."""

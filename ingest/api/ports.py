@@ -22,7 +22,7 @@ from schemas.records import (
     Outcome,
     TriggerRecord,
 )
-from schemas.tenants import KeyRecord, NamespaceRecord, TenantCommand
+from schemas.tenants import CarriedOut, KeyRecord, NamespaceRecord, TenantCommand
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -245,6 +245,18 @@ class LogReader(Protocol):
         Reads a bounded amount, so a page may hold few lines though more follow. When there is nothing new it waits up to `wait_s`.
         Raises ValueError for a cursor that is none.
         """
+        ...
+
+
+class RequestLog(Protocol):
+    """Signed requests that changed something, at any gateway of the fabric."""
+
+    def note(self, request: CarriedOut) -> None:
+        """Tell the others. Best effort, never waits."""
+        ...
+
+    def subscribe(self, callback: Callable[[CarriedOut], None]) -> None:
+        """Called on the loop for every one, this gateway's own too, and first for those of the last hour."""
         ...
 
 

@@ -8,6 +8,7 @@ that changed something for as long as they are good:
     again after that, or signed with a Nonce      the first call's answer, with its RequestId; nothing is done again
     the same, but its answer is not kept          refused with AuthFailure.SignatureExpire (it holds a secret, or is large)
     for another action (it is not signed)         refused likewise
+    carried out at another gateway                refused likewise; gateways tell each other after the call, so not while it is under way
 
 Per tenant at most `PER_TENANT` are remembered; beyond it the oldest are let go, so no tenant shortens another's. No clock, no I/O in here.
 """
@@ -72,7 +73,7 @@ class Resends:
         Raises BadRequest when the signature was used for another action.
         """
         sent = self._by_tenant.setdefault(appid, OrderedDict())
-        mark = blake2b(signature.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        mark = mark_of(signature)
         known = sent.get(mark)
         if known is None or (known.is_over and not known.is_final):
             self._let_go(sent, mono_s)
@@ -86,6 +87,15 @@ class Resends:
             raise used_before()
         return known, False
 
+    def heard(self, appid: str, mark: bytes, action: str, *, first_mono_s: float, mono_s: float) -> None:
+        """A request was carried out at another gateway, or here before a restart: its answer is not known here."""
+        if mono_s - first_mono_s > KEPT_S:
+            return
+        sent = self._by_tenant.setdefault(appid, OrderedDict())
+        if mark not in sent:
+            self._let_go(sent, mono_s)
+            sent[mark] = Sent(action, first_mono_s, is_over=True)
+
     def __len__(self) -> int:
         return sum(len(sent) for sent in self._by_tenant.values())
 
@@ -95,6 +105,11 @@ class Resends:
             if len(sent) < PER_TENANT and mono_s - oldest.first_mono_s <= KEPT_S:
                 return
             del sent[mark]
+
+
+def mark_of(signature: str) -> bytes:
+    """What is remembered of a signature; nothing can be signed with it."""
+    return blake2b(signature.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def used_before() -> BadRequest:

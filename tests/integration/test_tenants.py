@@ -10,11 +10,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 
+from infra import clock
 from infra.app.client import Client
 from infra.credentials import Credentials
+from ingest.api.resends import SAME_SECOND_S
+from schemas import tc3
 from schemas.errors import BadRequest
 from tests.fabric import Fabric, running_fabric, until
 
@@ -141,6 +145,34 @@ def test_a_new_tenant_has_its_own_names_and_keeps_its_last_key(fabric: Fabric, t
     assert theirs.call("GetActivity", {})["Members"] == []
     fabric.ok("keys", "delete", tenant["secret_id"])  # it has nothing, so its last key may go
     assert code(theirs, "ListFunctions") == "AuthFailure.SecretIdNotFound"
+
+
+def test_a_captured_change_is_not_carried_out_again_by_another_gateway_or_after_a_restart(
+    fabric: Fabric, second: str
+) -> None:
+    api = str(fabric.status()["endpoints"]["api"])
+    key = new_key(fabric, "--new-tenant")
+    body = b'{"Namespace": "captured"}'
+    headers = tc3.signed_post(
+        secret_id=key["secret_id"], secret_key=key["secret_key"], host="fabric", action="CreateNamespace",
+        version="2018-04-16", body=body, timestamp_s=clock.unix_ms() // 1000,
+    )  # fmt: skip
+
+    def send(endpoint: str) -> dict[str, Any]:
+        request = Request(endpoint, body, headers)
+        with urlopen(request, timeout=20) as answer:
+            return dict(json.load(answer)["Response"])
+
+    first = send(api)
+    assert "Error" not in first
+    client(fabric, key).call("DeleteNamespace", {"Namespace": "captured"})
+    sent = time.monotonic()
+    until(lambda: time.monotonic() - sent > SAME_SECOND_S, within_s=5, what="the same second is over")
+    assert send(api) == first
+    assert send(second)["Error"]["Code"] == "AuthFailure.SignatureExpire"
+    fabric.wait_back("gateway", fabric.kill("gateway"))
+    assert send(api)["Error"]["Code"] == "AuthFailure.SignatureExpire"
+    assert [n["Name"] for n in client(fabric, key).call("ListNamespaces", {})["Namespaces"]] == ["default"]
 
 
 def test_keys_and_namespaces_survive_their_processes(fabric: Fabric) -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
 from infra import clock
+from infra.metrics import MetricRegistry
 from ingest.api.actions import ACTIONS, changes_something
+from ingest.api.calls import Api
 from ingest.api.resends import KEPT_S, PER_TENANT, Resends
 from schemas import legacy_signature, tc3
 from schemas.errors import BadRequest
+from schemas.tenants import CarriedOut
 from tests.api_fakes import APPID, SECRET_ID, SECRET_KEY, FakeFabric, creation
 
 
@@ -175,3 +179,39 @@ def test_a_signature_of_another_tenant_is_another() -> None:
     assert resends.first("b", "s", "Y", has_nonce=True, mono_s=0)[1]
     with pytest.raises(BadRequest):
         resends.first("b", "s", "Z", has_nonce=True, mono_s=0)
+
+
+class SharedLog:
+    """What gateways tell each other, at once."""
+
+    def __init__(self) -> None:
+        self.told: list[CarriedOut] = []
+        self._callbacks: list[Callable[[CarriedOut], None]] = []
+
+    def note(self, request: CarriedOut) -> None:
+        self.told.append(request)
+        for callback in self._callbacks:
+            callback(request)
+
+    def subscribe(self, callback: Callable[[CarriedOut], None]) -> None:
+        self._callbacks.append(callback)
+        for request in self.told:
+            callback(request)
+
+
+async def test_what_another_gateway_carried_out_or_this_one_before_a_restart_is_refused(fabric: FakeFabric) -> None:
+    log = SharedLog()
+    keys = fabric.api._authenticator._keys
+    first, other = (Api(fabric.services, keys, MetricRegistry(), log) for _ in range(2))
+    made = signed("CreateNamespace", {"Namespace": "ns"})
+    answer = json.loads(await first.answer(made))["Response"]
+    fabric.clock.shift_ms += 10_000
+    again = json.loads(await first.answer(made))["Response"]
+    assert again == answer
+    restarted = Api(fabric.services, keys, MetricRegistry(), log)
+    for api in (other, restarted):
+        assert code(json.loads(await api.answer(made))["Response"]) == "AuthFailure.SignatureExpire"
+    assert len(fabric.streams.sent_of_tenants) == 1
+    [told] = log.told
+    assert (told.action, told.request_id, told.code, told.appid) == ("CreateNamespace", answer["RequestId"], "", APPID)
+    assert made.headers["authorization"][-64:].encode() not in told.mark

@@ -152,7 +152,7 @@ async def test_a_post_with_an_older_signature_has_one_megabyte(fabric: FakeFabri
 
 
 async def test_lists_and_structures_come_flattened_with_an_older_signature(fabric: FakeFabric) -> None:
-    flat = {"Filters.0.Name": "Status", "Filters.0.Values.0": "Active"}
+    flat: dict[str, Any] = {"Filters.0.Name": "Status", "Filters.0.Values.0": "Active"}
     for method in ("GET", "POST"):
         assert await code(fabric, legacy(method, "HmacSHA256", **flat)) == ""
-    assert await code(fabric, legacy("GET", "HmacSHA1", **{"Filters.0.Name": "No"})) == "UnsupportedOperation"
+    assert await code(fabric, legacy("GET", "HmacSHA1", **{**flat, "Filters.0.Name": "No"})) == "UnsupportedOperation"
