@@ -23,6 +23,7 @@ from infra.settings import store_address
 from ingest.api.adapters import KafkaCommands, KafkaLaneStates, KafkaRequests, StoredCode
 from ingest.api.background import BackgroundWork
 from ingest.api.calls import Api
+from ingest.api.collection import PackageCollector
 from ingest.api.kafka_logs import KafkaLogs
 from ingest.api.kafka_sources import KafkaSources
 from ingest.api.keystore import TenantKeys
@@ -162,6 +163,17 @@ class Gateway:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._agents.run())
                 group.create_task(manager.run())
+                if settings.s3_endpoint is None:  # another fabric may keep its packages in a bucket that is not ours alone
+                    group.create_task(
+                        PackageCollector(
+                            store,
+                            address.bucket,
+                            functions=view(topics.FUNCTIONS),
+                            versions=view(topics.VERSIONS),
+                            is_whole=lambda: self.parts()["streams"],
+                            clock=clock,
+                        ).run()
+                    )
                 group.create_task(every(0.2, self._tick))
                 group.create_task(every(WINDOW_MS / 1000, self._report))
                 group.create_task(every(HEARTBEAT_S, self._heartbeat))

@@ -7,7 +7,6 @@ or some time after its outcome was heard.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
@@ -54,7 +53,7 @@ class Registry(Generic[S]):
         self._scopes: dict[str, dict[str, S]] = {}
         self._overlays: dict[str, _Overlay[S]] = {}
         self._by_command: dict[str, str] = {}
-        self._waiters: dict[str, list[tuple[Callable[[S | None], bool], asyncio.Event]]] = {}
+        self._watchers: dict[str, list[Callable[[S | None], None]]] = {}
         for key, record in view.items().items():
             self._index(key, record)
         view.subscribe(self._changed)
@@ -87,22 +86,18 @@ class Registry(Generic[S]):
         }
         return sorted(scope for scope in found if self.within(scope))
 
-    async def shown(self, key: str, claim: Callable[[S | None], bool], timeout_s: float) -> bool:
-        """Wait until the view shows a state of the key that `claim` holds for; False when it does not in time."""
-        if claim(self._view.get(key)):
-            return True
-        waiter = (claim, asyncio.Event())
-        self._waiters.setdefault(key, []).append(waiter)
-        try:
-            async with asyncio.timeout(timeout_s):
-                await waiter[1].wait()
-        except TimeoutError:
-            return False
-        finally:
-            self._waiters[key].remove(waiter)
-            if not self._waiters[key]:
-                del self._waiters[key]
-        return True
+    def watch(self, key: str, seen: Callable[[S | None], None]) -> Callable[[], None]:
+        """Have `seen` called with what the view shows of the key, now and at each change; returns what ends it."""
+        watchers = self._watchers.setdefault(key, [])
+        watchers.append(seen)
+        seen(self._view.get(key))
+
+        def end() -> None:
+            watchers.remove(seen)
+            if not watchers and self._watchers.get(key) is watchers:
+                del self._watchers[key]
+
+        return end
 
     def propose(self, key: str, command_id: str, state: S | None, *, ends: bool = False) -> None:
         """Show `state` (None: gone) for the key from now on; call before the command is sent. `ends`: the command deletes the key."""
@@ -133,9 +128,8 @@ class Registry(Generic[S]):
             self._overlays[key].ends_mono_s = self._mono_s() + (REFUSED_S if outcome.code else SETTLED_S)
 
     def _changed(self, key: str, record: S | None) -> None:
-        for claim, held in self._waiters.get(key, ()):
-            if claim(record):
-                held.set()
+        for seen in self._watchers.get(key, ()):
+            seen(record)
         overlay = self._overlays.get(key)
         if record is None:
             self._forget(key)

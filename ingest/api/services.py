@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -170,7 +171,7 @@ class Services:
         outcome = await accepted(ticket, failed_code=failed_code, what=what, spent_s=self.clock.mono_s() - began_s)
         row, claim = wanted(outcome.result)
         left_s = max(0.05, OUTCOME_S - (self.clock.mono_s() - began_s))
-        if not await registry.shown(row, claim, left_s):
+        if not await _is_shown(registry, row, claim, left_s):
             raise BadRequest(
                 failed_code, f"{what} is done but not to be seen here after {OUTCOME_S:g} s; look again soon"
             )
@@ -187,6 +188,25 @@ class Services:
             yield
         finally:
             self.in_creation.discard(text)
+
+
+async def _is_shown(registry: Registry[L], row: str, claim: Callable[[L | None], bool], timeout_s: float) -> bool:
+    """Wait until the registry's view shows a state of the row that `claim` holds for; False when it does not in time."""
+    shown = asyncio.Event()
+
+    def seen(state: L | None) -> None:
+        if claim(state):
+            shown.set()
+
+    end = registry.watch(row, seen)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await shown.wait()
+    except TimeoutError:
+        return False
+    finally:
+        end()
+    return True
 
 
 def new_command_id() -> str:
