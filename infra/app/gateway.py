@@ -163,7 +163,8 @@ class Gateway:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._agents.run())
                 group.create_task(manager.run())
-                if settings.s3_endpoint is None:  # another fabric may keep its packages in a bucket that is not ours alone
+                # In a store that is not ours alone another fabric may keep its packages in the same bucket.
+                if settings.s3_endpoint is None:
                     group.create_task(
                         PackageCollector(
                             store,
