@@ -29,7 +29,7 @@ from ingest.api.function_requests import (
 )
 from ingest.api.packages import source_of, take_in
 from ingest.api.params import Filter
-from ingest.api.routing import as_function, version_for
+from ingest.api.routing import as_function, main_version
 from ingest.api.services import Call, Services, new_command_id
 from ingest.api.triggers import forget_groups, send_delete
 from ingest.api.versions import delete_version
@@ -112,7 +112,7 @@ async def get_function(services: Services, call: Call, request: GetFunction) -> 
     """GetFunction."""
     key = call.function(request.namespace, request.function_name)
     record = services.function(key)
-    version = version_for(services, key, request.qualifier, code="ResourceNotFound.FunctionVersion")
+    version = main_version(services, key, request.qualifier, code="ResourceNotFound.FunctionVersion")
     triggers = [t for t in services.triggers_of(key) if version is None or t.qualifier == version.version]
     return function_detail(as_function(record, version), triggers)
 

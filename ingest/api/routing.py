@@ -14,7 +14,7 @@ from ingest.api.services import Services
 from router.aliases import bounds_of, chosen
 from schemas.errors import BadRequest
 from schemas.ids import DEFAULT_ALIAS, LATEST, FunctionKey
-from schemas.limits import ROUTING_KEY_BYTES, ROUTING_RULES
+from schemas.limits import ROUTING_KEY_BYTES, ROUTING_RULE_CHARS, ROUTING_RULES
 from schemas.records import AliasRecord, FunctionRecord, VersionMatch, VersionRecord
 
 HEADER: Final = "invoke.headers."
@@ -46,10 +46,12 @@ class Match:
 
     version: str = param(code=_ROUTING, check=must(is_version, "a version's number, or $LATEST"))
     key: str = param(
-        code=_ROUTING, max_chars=256, check=must(lambda v: v.startswith(HEADER) and v != HEADER, f"{HEADER}NAME")
+        code=_ROUTING,
+        max_chars=ROUTING_RULE_CHARS,
+        check=must(lambda v: v.startswith(HEADER) and v != HEADER, f"{HEADER}NAME"),
     )
     method: str = param(code=_ROUTING, choices=("exact", "range"))
-    expression: str = param(code=_ROUTING, max_chars=ROUTING_KEY_BYTES)
+    expression: str = param(code=_ROUTING, max_chars=ROUTING_RULE_CHARS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ def version_for(
     *,
     code: str = "ResourceNotFound.Qualifier",
 ) -> VersionRecord | None:
-    """The version that a call by `qualifier` goes to; None is `$LATEST`.
+    """The version that a call by `qualifier` goes to; None is `$LATEST`. An alias with a weight divides by chance.
 
     Raises BadRequest with `code` for a qualifier that the function does not have.
     """
@@ -140,9 +142,15 @@ def version_for(
     return record
 
 
+def main_version(services: Services, key: FunctionKey, qualifier: str, *, code: str) -> VersionRecord | None:
+    """The version that stands behind `qualifier`, of an alias its main one; None is `$LATEST`. Raises BadRequest with `code`."""
+    alias = None if qualifier.isdecimal() else services.aliases.get(f"{key}/{qualifier}")
+    return version_for(services, key, qualifier if alias is None else alias.version, code=code)
+
+
 def check_qualifier(services: Services, key: FunctionKey, qualifier: str) -> None:
     """Raises BadRequest (ResourceNotFound.Qualifier) when the function has no such version or alias."""
-    version_for(services, key, qualifier)
+    main_version(services, key, qualifier, code="ResourceNotFound.Qualifier")
 
 
 def as_function(record: FunctionRecord, version: VersionRecord | None) -> FunctionRecord:

@@ -111,7 +111,7 @@ async def test_get_function_shows_a_version_as_it_was_published(fabric: FakeFabr
         (9, "$LATEST", "$LATEST", "Active"),
         (9, "$LATEST", "$LATEST", "Active"),
     ]
-    await alias(fabric)
+    await alias(fabric, **weights("2", 1))
     assert (await ask(fabric, "GetFunction", {**HELLO, "Qualifier": "prod"}))["FunctionVersion"] == "1"
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from schemas import avro
-from schemas.limits import VERSIONS_PER_FUNCTION
-from schemas.records import AliasRecord, Command, FunctionRecord, Outcome, StepResult, VersionRecord
+from schemas.limits import ALIASES_PER_FUNCTION, ROUTING_RULE_CHARS, ROUTING_RULES, VERSIONS_PER_FUNCTION
+from schemas.records import AliasRecord, Command, FunctionRecord, Outcome, StepResult, VersionMatch, VersionRecord
 from streams import registry, versions
 from streams.registry import Entry, Output, take
 from tests.commands import CONFIG, FAILURE, alias_record, answer, command, other_config
@@ -106,6 +106,16 @@ def test_a_function_has_so_many_versions() -> None:
     update = replace(command("update-function", "c2"), publish=True)
     assert ended(feed(update, entry=full)[1]) == [("LimitExceeded.FunctionVersions", "")]
     assert len(avro.encode(full)) < 10_000
+
+
+def test_a_function_has_so_many_aliases_and_the_largest_of_them_fit_one_record_of_kafka() -> None:
+    wide = "\U0001f600"
+    rules = (VersionMatch("1", wide * ROUTING_RULE_CHARS, "exact", wide * ROUTING_RULE_CHARS),) * ROUTING_RULES
+    large = replace(alias_record("a" * 64), description=wide * 1_000, matches=rules)
+    aliases = tuple(replace(large, name=f"a{i:063}") for i in range(ALIASES_PER_FUNCTION))
+    full = replace(active(), ledger=versions.Ledger(5_000, tuple(range(1, VERSIONS_PER_FUNCTION + 1)), aliases))
+    assert len(avro.encode(full)) < 900_000
+    assert ended(feed(alias("create-alias"), entry=full)[1]) == [("LimitExceeded.Alias", "")]
 
 
 def test_an_alias_is_made_changed_and_deleted() -> None:
