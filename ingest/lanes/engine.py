@@ -262,7 +262,7 @@ class LaneEngine:
     def _dispatch(self, run: Run) -> None:
         qualifier = self._qualifier
         if self._division is not None and (split := self._division()) is not None:
-            qualifier, count = one_version(split, run.records)
+            qualifier, run.records, count = one_version(split, run.records, ordered=run.lane.ordered)
             if count < len(run.records):
                 self.lanes.trim(run, count)
                 self._turn()

@@ -62,9 +62,23 @@ def test_a_batch_is_cut_where_the_version_changes(letters: list[str], weight: fl
     split = Split("1", "2", weight)
     records = [record(i, None if letter == "-" else letter) for i, letter in enumerate(letters)]
     seen = [split.version(record_share(r.key, r.partition, r.offset)) for r in records]
-    version, count = one_version(split, records)
+    version, all_of_them, count = one_version(split, records, ordered=True)
+    assert all_of_them == records
     assert set(seen[:count]) == {version}
     assert count == len(records) or seen[count] != version
+
+
+@given(st.lists(st.sampled_from("abcdefgh-"), min_size=1, max_size=30), weights)
+def test_where_order_does_not_matter_a_batch_takes_all_records_of_its_version(
+    letters: list[str], weight: float
+) -> None:
+    split = Split("1", "2", weight)
+    records = [record(i, None if letter == "-" else letter) for i, letter in enumerate(letters)]
+    seen = {r.offset: split.version(record_share(r.key, r.partition, r.offset)) for r in records}
+    version, all_of_them, count = one_version(split, records, ordered=False)
+    assert version == seen[0]
+    assert [r.offset for r in all_of_them[:count]] == [o for o in seen if seen[o] == version]
+    assert [r.offset for r in all_of_them[count:]] == [o for o in seen if seen[o] != version]
 
 
 @given(st.integers(-50, 50), st.integers(-50, 50), st.integers(-60, 60), st.booleans())
