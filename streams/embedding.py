@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, cast
 
 import faust
 import faust.exceptions
@@ -17,16 +17,19 @@ import faust.tables.table
 import faust.transport.drivers.aiokafka as driver
 from aiokafka.errors import KafkaError
 from faust.types import TP
+from mode.threads import WorkerThread
 
-from infra import clock
+from infra import clock, telemetry
 from schemas.errors import BrokerUnavailable
 from schemas.topics import CONTROL_PARTITIONS
+from streams.intake import Place
 from streams.processors import Publication
 
 ACK_S: Final = 10.0
 """How long the broker may be away before the worker gives up; Faust and its clients reconnect by themselves until then."""
 FETCH_WAIT_MS: Final = 200
 REPEATED_S: Final = 5.0
+THREAD_STOP_S: Final = 1.0
 _VERSION: Final = "v"
 _MESSAGES: Final = 100
 _NEVER_S: Final = 1e9
@@ -37,6 +40,7 @@ _NOISY: Final = (
     "aiokafka.consumer.group_coordinator",
     "aiokafka.producer.sender",
 )
+_log = telemetry.get_logger("streams.embedding")
 
 
 def build_app(
@@ -78,11 +82,14 @@ def build_app(
     )
 
 
-async def start(app: Any) -> None:
-    """Start the app, with a transport whose consumer does not wait long; raises BrokerUnavailable."""
+async def start(app: Any, *, on_starts: Callable[[Mapping[Place, int]], None]) -> None:
+    """Start the app, with a repaired transport. Raises BrokerUnavailable.
+
+    `on_starts` gets the offset that each partition of a source topic is read from, before its records come, after every rebalance.
+    """
     try:
         app.finalize()
-        app.transport = _PromptTransport(app.conf.broker_consumer, app)
+        app.transport = _Transport(app.conf.broker_consumer, app, on_starts=on_starts)
         await app.start()
     except KafkaError as exc:
         raise BrokerUnavailable(f"Kafka: the stream processor could not start: {exc!r}") from exc
@@ -100,22 +107,78 @@ class _PromptTables(faust.tables.manager.TableManager):
         await self.recovery.start()
 
 
-class _PromptThread(driver.AIOKafkaConsumerThread):
-    """Faust fixes a fetch's longest wait at 1.5 s, and partitions that become ready during one wait for its end."""
+class _Thread(WorkerThread):
+    """Faust waits for its consumer's thread for ever, blocking the loop, and that thread may wait for the loop."""
+
+    def __init__(self, service: Any, **more: Any) -> None:
+        super().__init__(service, **more)
+        self.daemon = True
+
+    def stop(self) -> None:
+        self.is_stopped.wait(THREAD_STOP_S)
+
+
+class _ConsumerThread(driver.AIOKafkaConsumerThread):
+    Worker = _Thread
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
-        consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # noqa: SLF001 - Faust has no setting for it
+        # Faust fixes it at 1.5 s, and partitions that become ready during one fetch wait for its end.
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # noqa: SLF001 - there is no setting for it
         return consumer
 
+    async def seek_to_committed(self) -> Any:
+        """Faust's own leaves partitions where they are that have nothing committed, or 0, though it dropped what it had fetched."""
+        consumer = self._ensure_consumer()
+        places = [tp for tp in consumer.assignment() if tp.topic not in self.app.tables.changelog_topics]
+        first = await self.earliest_offsets(*places) if places else {}
+        known = await asyncio.gather(*(self.call_thread(consumer.committed, tp) for tp in places))
+        starts = {tp: max(first[tp], offset or 0) for tp, offset in zip(places, known, strict=True)}
+        cast(_Transport, self.transport).on_starts({Place(*tp): offset for tp, offset in starts.items()})
+        committed = dict(await super().seek_to_committed())
+        fresh = [tp for tp in places if (committed.get(tp) or 0) < max(first[tp], 1)]
+        if fresh:
+            await self.seek_to_beginning(*fresh)
+        return committed | {tp: first[tp] for tp in fresh if first[tp]}
 
-class _PromptConsumer(driver.Consumer):
+
+class _Consumer(driver.Consumer):
     def _new_consumer_thread(self) -> Any:
-        return _PromptThread(self, loop=self.loop, beacon=self.beacon)
+        return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    async def _add_gap(self, tp: Any, offset_from: int, offset_to: int) -> None:
+        """Faust takes offsets that it did not see for processed ones."""
 
 
-class _PromptTransport(driver.Transport):
-    Consumer = _PromptConsumer
+class _Transport(driver.Transport):
+    Consumer = _Consumer
+
+    def __init__(self, *args: Any, on_starts: Callable[[Mapping[Place, int]], None]) -> None:
+        super().__init__(*args)
+        self.on_starts = on_starts
+
+
+class FaustReader:
+    """The app's consumer as a `Reader`."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    def end(self, place: Place) -> int | None:
+        consumer, tp = self._app.consumer, TP(*place)
+        if self._app.rebalancing or not consumer.flow_active or tp not in consumer.assignment():
+            return None
+        end: int | None = consumer.highwater(tp)
+        return end
+
+    async def rewind(self, place: Place, offset: int) -> None:
+        try:
+            await self._app.consumer.seek_wait({TP(*place): offset})
+        except (KafkaError, TimeoutError) as exc:
+            _log.warning("could not read again; a rebalance does", **place._asdict(), why=repr(exc))
+
+    def accept_hole(self, place: Place, offset: int) -> None:
+        self._app.consumer._committed_offset[TP(*place)] = offset  # noqa: SLF001 - or it never commits past the hole
 
 
 class _ChangelogTable(faust.tables.table.Table[bytes, bytes]):

@@ -122,6 +122,10 @@ class RegistryProcessor:
         """True when the key has state, if only the mark of its deletion."""
         return self._journal.get(key) is not None
 
+    def known(self) -> int:
+        """How many keys have state here."""
+        return sum(1 for _ in self._journal.keys())  # noqa: SIM118 - a Journal is no dict
+
     async def handle(self, record: Input) -> None:
         """Take one command or step result through."""
         event = _decoded(Command, record) if record.topic == COMMANDS else _decoded(StepResult, record)

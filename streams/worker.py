@@ -14,6 +14,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +35,8 @@ from schemas.topics import (
     TopicSpec,
 )
 from streams.activity import Activity
-from streams.embedding import Outbox, Table, build_app, calm_logs, raw_topic, start
+from streams.embedding import FaustReader, Outbox, Table, build_app, calm_logs, raw_topic, start
+from streams.intake import Intake, Place
 from streams.lanes import KeyLanes
 from streams.processors import ActivityProcessor, Input, Publication, RegistryProcessor, every
 from streams.registry import Entry
@@ -45,6 +47,7 @@ APP_ID: Final = "penstock-streams"
 HEARTBEAT_S: Final = 2.0
 TICK_S: Final = 0.5
 SWEEP_S: Final = 5.0
+WATCH_S: Final = 0.5
 STOP_S: Final = 2.5
 ADMIN_S: Final = 10.0
 DRAIN_S: Final = 2.0
@@ -155,6 +158,7 @@ class _Worker:
             commit_every_s=config.commit_every_s,
         )
         self._lanes = KeyLanes()
+        self._intake = Intake(FaustReader(self._app), self._lanes)
         self._outbox = Outbox(self._app)
         registry_table, activity_table, tenant_table = self._tables = (
             Table(self._app, "registry"), Table(self._app, "activity"), Table(self._app, "tenants"),
@@ -175,7 +179,7 @@ class _Worker:
     async def started(self) -> AsyncIterator[None]:
         """Faust runs inside."""
         try:
-            await start(self._app)
+            await start(self._app, on_starts=self._intake.begin)
             yield
         finally:
             await self._stop()
@@ -195,6 +199,7 @@ class _Worker:
             self._announce(on_ready),
             every(TICK_S, self._activity.tick),
             every(SWEEP_S, self._forget),
+            every(WATCH_S, self._intake.watch),
         ]
 
     async def _watch(self) -> None:
@@ -211,7 +216,9 @@ class _Worker:
         config = self._config
         key = f"streams/{config.instance_id}".encode()
         while True:
-            detail = json.dumps({"pid": os.getpid(), "partitions": sorted(self._owned())})
+            detail = json.dumps(
+                {"pid": os.getpid(), "partitions": sorted(self._owned()), "keys": self._registry.known()}
+            )
             member = Member("streams", config.instance_id, config.host, config.zone, "", term, clock.unix_ms(), detail)
             await self._outbox.publish([Publication(MEMBERS, None, key, avro.encode(member))])
             await asyncio.sleep(HEARTBEAT_S)
@@ -219,14 +226,16 @@ class _Worker:
     async def _forget(self) -> None:
         for processor in (self._registry, self._activity, self._tenants):
             for key in processor.due():
-                await self._lanes.put(key, _bound(processor.forget, key))
+                await self._lanes.put(key, partial(processor.forget, key))
 
     def _consume(self, topic: str, handle: Callable[[Input], Any]) -> None:
         async def agent(stream: Any) -> None:
             async for event in stream.noack().events():
                 message = event.message
-                record = Input(topic, message.partition, message.offset, message.key, message.value, event.ack)
-                await self._lanes.put(message.key or b"", _bound(handle, record))
+                place = Place(topic, message.partition)
+                await self._intake.take(
+                    place, message.offset, message.key, message.value, let_go=event.ack, handle=handle
+                )
 
         self._app.agent(raw_topic(self._app, topic), name=topic)(agent)
 
@@ -240,15 +249,12 @@ class _Worker:
                 await self._lanes.drained()
         except TimeoutError:
             _log.warning("work goes on though its partition is given up", partitions=len(set(revoked)))
+        self._intake.clear()
 
     async def _assigned(self, _app: Any, assigned: Iterable[Any], **_more: Any) -> None:
         owned = {tp.partition for tp in assigned if tp.topic == COMMANDS}
         for table in self._tables:
             table.keep(owned)
-
-
-def _bound(work: Callable[[Any], Any], argument: Any) -> Callable[[], Any]:
-    return lambda: work(argument)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
-import re
 import signal
 import statistics
 import time
@@ -39,6 +39,7 @@ from schemas.topics import (
     STEPS_CODE,
     TRIGGERS,
 )
+from streams import worker as streams_worker
 from streams.worker import StreamsConfig, check_topics, run_streams
 from tests.commands import FAILURE, answer, command, other_config
 from tests.kafka_client import make_topic
@@ -294,11 +295,13 @@ async def test_a_second_worker_takes_half_and_all_when_the_first_dies(
         await client.send(command("create-function", f"{function}-1", function=function))
     for function in functions:
         await client.function(function, "Creating")
+    since_ms = unix_ms()
+    alone = await client.see(MEMBERS, "streams/streams-1", lambda m: m.unix_ms > since_ms)
     with running(Worker(tmp_path, broker, "streams-2")):
-        await client.see(MEMBERS, "streams/streams-2", lambda m: m is not None and len(_partitions(m)) == 2)
+        second = await client.see(MEMBERS, "streams/streams-2", lambda m: m is not None and len(_partitions(m)) == 2)
         first = await client.see(MEMBERS, "streams/streams-1", lambda m: len(_partitions(m)) == 2)
-        second = await client.see(MEMBERS, "streams/streams-2", lambda m: len(_partitions(m)) == 2)
         assert _partitions(first) | _partitions(second) == {0, 1, 2, 3}
+        assert _keys(first) + _keys(second) == _keys(alone), "a worker holds state that is not its own"
         for function in functions:
             await client.send(answer(f"{function}-1", function=function))
         for function in functions:
@@ -316,9 +319,43 @@ async def test_a_second_worker_takes_half_and_all_when_the_first_dies(
 
 
 def _partitions(member: Member) -> set[int]:
-    found = re.search(r'"partitions": \[([0-9, ]*)\]', member.detail)
-    assert found is not None
-    return {int(p) for p in found[1].split(", ") if p}
+    return set(json.loads(member.detail)["partitions"])
+
+
+def _keys(member: Member) -> int:
+    return int(json.loads(member.detail)["keys"])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+async def test_workers_that_come_and_go_under_load_lose_nothing(
+    worker: Worker, broker: str, client: Client, name: str, tmp_path: Path
+) -> None:
+    """Each rebalance makes Faust drop some of what it has fetched."""
+    ending = asyncio.Event()
+
+    async def create_and_activate(function: str) -> None:
+        await client.send(command("create-function", f"{function}-1", function=function))
+        await client.function(function, "Creating", 90)
+        await client.send(answer(f"{function}-1", function=function))
+        await client.function(function, "Active", 90)
+
+    async def load() -> int:
+        async with asyncio.TaskGroup() as tasks:
+            for i in count():
+                if ending.is_set():
+                    return i
+                tasks.create_task(create_and_activate(f"{name}x{i}"))
+                await asyncio.sleep(0.015)
+        raise AssertionError
+
+    loading = asyncio.ensure_future(load())
+    for i in range(2, 5):
+        with running(Worker(tmp_path, broker, f"streams-{i}")):
+            key = f"streams/streams-{i}"
+            await client.see(MEMBERS, key, lambda m: m is not None and len(_partitions(m)) in {1, 2})
+    ending.set()
+    print(f"\n{await loading} functions, all Active")
 
 
 @pytest.mark.long
@@ -366,3 +403,30 @@ async def test_without_a_broker_it_ends_with_a_clear_error(tmp_path: Path, monke
     monkeypatch.setattr("streams.worker.ADMIN_S", 1.0)
     with pytest.raises(BrokerUnavailable):
         await run_streams(StreamsConfig("127.0.0.1:9", "streams-1", tmp_path))
+
+
+async def test_a_first_record_that_comes_while_faust_stands_still_is_not_lost(
+    broker_installation: installation.Installation, tmp_path: Path
+) -> None:
+    """Faust drops what it fetched during a rebalance and seeks back, by itself only to committed offsets above 0."""
+    with serving_broker(tmp_path / "broker", installation=broker_installation) as started:
+        await provision(started.bootstrap_servers)
+        config = StreamsConfig(started.bootstrap_servers, "streams-1", tmp_path)
+        await check_topics(config)
+        worker = streams_worker._Worker(config)
+        client = Client(started.bootstrap_servers)
+        await client.start()
+        async with worker.started():
+            ready = asyncio.Event()
+            works = [asyncio.ensure_future(work) for work in worker.works(ready.set)]
+            await ready.wait()
+            consumer = worker._app.consumer
+            consumer.stop_flow()
+            await client.send(command("create-function", "c1", function="first"))
+            await _until(lambda: any(consumer.highwater(tp) for tp in consumer.assignment() if tp.topic == COMMANDS))
+            consumer.resume_flow()
+            await client.function("first", "Creating", 5)
+            for work in works:
+                work.cancel()
+            await asyncio.gather(*works, return_exceptions=True)
+        await client.close()
