@@ -23,18 +23,21 @@ class Answer(NamedTuple):
 
 
 class _Holding:
-    """One partition of the current assignment."""
+    """One partition of the current assignment: the newest mark that was sent, and whether that is what the broker has."""
 
-    __slots__ = ("committed", "epoch")
+    __slots__ = ("committed", "epoch", "is_acknowledged", "newest")
 
     def __init__(self, epoch: int, committed: int) -> None:
         self.epoch, self.committed = epoch, committed
+        self.newest: Mark | None = None
+        self.is_acknowledged = False
 
 
 class Commits:
     """Marks come by `merge`, leave by `take`, and come back when a commit of them is refused, unless a newer one is there by then.
 
-    A mark counts only in the epoch of its partition's present holding, and a committed offset never goes down.
+    A mark counts only in the epoch of its partition's present holding, and a committed offset never goes down: commits that were sent
+    while the broker was away reach it in any order, so when an older one is answered after the newest, the newest is sent once more.
     """
 
     def __init__(self) -> None:
@@ -42,7 +45,6 @@ class Commits:
         """Marks dropped because their epoch was over."""
         self._holdings: dict[int, _Holding] = {}
         self._waiting: dict[int, Mark] = {}
-        self._sent: dict[int, Mark] = {}
 
     @property
     def partitions(self) -> frozenset[int]:
@@ -63,7 +65,6 @@ class Commits:
         for partition in partitions:
             self._holdings.pop(partition, None)
             self._waiting.pop(partition, None)
-            self._sent.pop(partition, None)
 
     def merge(self, marks: Mapping[int, Mark]) -> None:
         """These are to be committed; a newer mark of a partition replaces an older one."""
@@ -77,28 +78,28 @@ class Commits:
     def take(self) -> dict[int, Mark]:
         """All that waits, which is now out."""
         marks, self._waiting = self._waiting, {}
-        self._sent |= marks
         for partition, mark in marks.items():
-            self._holdings[partition].committed = mark.offset
+            holding = self._holdings[partition]
+            holding.committed, holding.newest, holding.is_acknowledged = mark.offset, mark, False
         return marks
 
     def answered(self, answers: Iterable[Answer]) -> None:
-        """The broker's answers to a commit, partition by partition."""
+        """The broker's answers to a commit, partition by partition, in the order in which it carried them out."""
         for partition, offset, refused in answers:
-            sent = self._sent.get(partition)
-            if sent is None:
+            holding = self._holdings.get(partition)
+            if holding is None or holding.newest is None:
                 continue
-            if refused:
-                self._again(partition, sent)
-            elif sent.offset == offset:
-                del self._sent[partition]
+            if not refused and offset == holding.newest.offset:
+                holding.is_acknowledged = True
+            elif refused or holding.is_acknowledged:
+                self._again(partition, holding)
 
     def failed(self) -> None:
         """A commit came to nothing, and which partitions it was for is not known."""
-        for partition, sent in self._sent.items():
-            self._again(partition, sent)
+        for partition, holding in self._holdings.items():
+            if not holding.is_acknowledged:
+                self._again(partition, holding)
 
-    def _again(self, partition: int, mark: Mark) -> None:
-        holding = self._holdings.get(partition)
-        if holding is not None and holding.epoch == mark.epoch:
-            self._waiting.setdefault(partition, mark)
+    def _again(self, partition: int, holding: _Holding) -> None:
+        if holding.newest is not None:
+            self._waiting.setdefault(partition, holding.newest)

@@ -32,8 +32,10 @@ _WAITED_S = 0.0005
 _AHEAD = 2
 """Batches handed over that the loop has not taken: a loop that is late bounds what it gets, before it can say `hold`."""
 _COMMIT_EVERY_S = 0.05
-_COMMITS_OUT = 128
-"""Commits sent and not answered. An answer comes behind the prefetched records, so while the loop holds it may be late."""
+_ANSWER_S = 1.0
+"""A commit waits for the answer to the last one, but not longer: an answer comes behind the prefetched records, so while the loop holds
+it is late.
+"""
 _REVOKE_DEADLINE_S = 2.0
 _LAST_COMMIT_S = 0.5
 _LONG_HOLD_S = 5.0
@@ -150,9 +152,8 @@ class GroupConsumer:
         self._paused_by_hold = False
         self._user_paused: set[int] = set()
         self._stopping = threading.Event()
-        self._next_commit = 0.0
+        self._committed_mono_s = -_ANSWER_S
         self._commits_out = 0
-        self._finished = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name=f"kafka-{group_id}", daemon=True)
 
     @property
@@ -285,8 +286,11 @@ class GroupConsumer:
             command(consumer)
 
     def _commit_if_due(self, consumer: Consumer) -> None:
-        if self._commits.waiting and self._commits_out < _COMMITS_OUT and time.monotonic() >= self._next_commit:
-            self._next_commit = time.monotonic() + _COMMIT_EVERY_S
+        if not self._commits.waiting:
+            return
+        since_s = time.monotonic() - self._committed_mono_s
+        if since_s >= (_ANSWER_S if self._commits_out else _COMMIT_EVERY_S):
+            self._committed_mono_s = time.monotonic()
             self._commits_out += 1
             consumer.commit(offsets=self._marked(), asynchronous=True)
 
@@ -331,15 +335,15 @@ class GroupConsumer:
             self._commands.put(lambda consumer: consumer.resume(self._assignment(without=self._user_paused)))
 
     def _assignment(self, without: set[int] | None = None) -> list[TopicPartition]:
-        return [TopicPartition(self._topic, p) for p in self._commits.partitions if p not in (without or ())]
+        return [TopicPartition(self._topic, p) for p in self._commits.partitions - (without or set())]
 
     def _pause(self, consumer: Consumer, partitions: frozenset[int]) -> None:
         self._user_paused |= partitions
-        consumer.pause([TopicPartition(self._topic, p) for p in partitions if p in self._commits.partitions])
+        consumer.pause([TopicPartition(self._topic, p) for p in partitions & self._commits.partitions])
 
     def _resume(self, consumer: Consumer, partitions: frozenset[int]) -> None:
         self._user_paused -= partitions
-        consumer.resume([TopicPartition(self._topic, p) for p in partitions if p in self._commits.partitions])
+        consumer.resume([TopicPartition(self._topic, p) for p in partitions & self._commits.partitions])
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         found = self._read_committed(consumer, [TopicPartition(self._topic, tp.partition) for tp in partitions])

@@ -73,7 +73,7 @@ def member(loop: asyncio.AbstractEventLoop) -> tuple[GroupConsumer, Told]:
 
 
 def commit_due(consumer: GroupConsumer, broker: Broker) -> None:
-    consumer._next_commit = 0.0
+    consumer._committed_mono_s = -60.0
     consumer._commit_if_due(cast(Any, broker))
 
 
@@ -111,6 +111,52 @@ def test_a_newer_mark_is_sent_in_place_of_a_refused_one(loop: asyncio.AbstractEv
     consumer._on_commit(None, answer({0: 10}, {0: LOADING}))
     commit_due(consumer, broker)
     assert broker.sent == [{0: 10}, {0: 12}]
+
+
+def test_a_commit_that_the_broker_carries_out_after_a_newer_one_is_made_good(loop: asyncio.AbstractEventLoop) -> None:
+    """librdkafka sends again what was out when the broker went away, in any order."""
+    consumer, _ = member(loop)
+    broker = Broker()
+    for offset in (10, 12):
+        consumer._commits.merge({0: Mark(7, offset, "")})
+        commit_due(consumer, broker)
+    consumer._on_commit(None, answer({0: 12}, {}))
+    consumer._on_commit(None, answer({0: 10}, {}))
+    commit_due(consumer, broker)
+    consumer._on_commit(None, answer({0: 12}, {}))
+    commit_due(consumer, broker)
+    assert broker.sent == [{0: 10}, {0: 12}, {0: 12}]
+
+
+def test_an_older_commit_that_is_answered_first_as_it_should_be_causes_nothing(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    consumer, _ = member(loop)
+    broker = Broker()
+    for offset in (10, 12):
+        consumer._commits.merge({0: Mark(7, offset, "")})
+        commit_due(consumer, broker)
+    consumer._on_commit(None, answer({0: 10}, {}))
+    consumer._on_commit(None, answer({0: 12}, {}))
+    commit_due(consumer, broker)
+    assert broker.sent == [{0: 10}, {0: 12}]
+
+
+def test_a_commit_waits_for_the_answer_to_the_last_but_not_for_ever(
+    loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("infra.kafka.consumer.time.monotonic", lambda: now)
+    consumer, _ = member(loop)
+    broker = Broker()
+    sent_at = []
+    for step in range(30):
+        now = 100.0 + step * 0.1
+        consumer._commits.merge({0: Mark(7, step, "")})
+        before = len(broker.sent)
+        consumer._commit_if_due(cast(Any, broker))
+        sent_at += [step] * (len(broker.sent) - before)
+    assert sent_at == [0, 10, 20]
 
 
 def test_a_refused_mark_of_an_ended_epoch_is_not_sent_again(loop: asyncio.AbstractEventLoop) -> None:
