@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 import faust
@@ -218,7 +218,7 @@ class Table:
     def partition(self, key: bytes) -> int:
         return self._states[key].partition
 
-    def keys(self) -> Iterable[bytes]:
+    def keys(self) -> Collection[bytes]:
         return self._states
 
     async def put(self, partition: int, key: bytes, value: bytes | None, *, version: int) -> None:

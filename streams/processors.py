@@ -8,7 +8,7 @@ let go. Callers run one record of a key at a time (`streams.lanes`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
 from typing import Final, NamedTuple, Protocol, TypeVar
 
@@ -30,7 +30,7 @@ from schemas.topics import ACTIVITY, ALIASES, COMMANDS, FUNCTIONS, OUTCOMES, STE
 from streams import activity, registry, versions
 
 _log = telemetry.get_logger("streams.processors")
-T = TypeVar("T", Command, StepResult, InvocationWindow)
+T = TypeVar("T")
 STEP_TOPICS: Final = {"code": STEPS_CODE}
 """Where the steps of each sub-resource module go."""
 VIEWS_AT_ONCE: Final = 500
@@ -68,13 +68,27 @@ class Journal(Protocol):
         """The partition that the key's state is kept in; raises KeyError for a key without state."""
         ...
 
-    def keys(self) -> Iterable[bytes]:
+    def keys(self) -> Collection[bytes]:
         """All keys that have state."""
         ...
 
     async def put(self, partition: int, key: bytes, value: bytes | None, *, version: int) -> None:
         """Set or (None) drop a key's state; durable on return. `version` grows with every state of a key. Raises BrokerUnavailable."""
         ...
+
+
+class Sweep:
+    """Goes through a journal's keys, a few at each call, again and again."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._left: list[bytes] = []
+
+    def some(self) -> list[bytes]:
+        """The next few; some may have lost their state since they were listed."""
+        self._left = self._left or list(self._journal.keys())
+        some, self._left = self._left[:SWEEP_KEYS], self._left[SWEEP_KEYS:]
+        return some
 
 
 class Outbox(Protocol):
@@ -112,7 +126,7 @@ class RegistryProcessor:
     def __init__(self, journal: Journal, outbox: Outbox) -> None:
         self._journal, self._outbox = journal, outbox
         self._unsure: set[bytes] = set()
-        self._sweep: list[bytes] = []
+        self._sweep = Sweep(journal)
 
     def recovered(self, key: bytes) -> None:
         """The key's state was read back: whether its last outputs were written is not known."""
@@ -124,14 +138,12 @@ class RegistryProcessor:
 
     def known(self) -> int:
         """How many keys have state here."""
-        return sum(1 for _ in self._journal.keys())  # noqa: SIM118 - a Journal is no dict
+        return len(self._journal.keys())
 
     async def handle(self, record: Input) -> None:
         """Take one command or step result through."""
-        event = _decoded(Command, record) if record.topic == COMMANDS else _decoded(StepResult, record)
-        if event is not None and registry.key_of(event).encode() != record.key:
-            _refused(record, f"its key {record.key!r} is not {registry.key_of(event)!r}")
-            event = None
+        kind: type[Command | StepResult] = Command if record.topic == COMMANDS else StepResult
+        event = decoded(kind, record, registry.key_of)
         if event is not None and record.key is not None:
             await self._take(record.key, event, record)
         record.done()
@@ -158,10 +170,7 @@ class RegistryProcessor:
 
     def due(self) -> list[bytes]:
         """Some keys that can be forgotten (hand each to `forget`, in its lane); looks at a few at each call, in turn."""
-        if not self._sweep:
-            self._sweep = list(self._journal.keys())
-        some, self._sweep = self._sweep[:SWEEP_KEYS], self._sweep[SWEEP_KEYS:]
-        return [key for key in some if registry.is_forgettable(self._entry(key), clock.unix_ms())]
+        return [key for key in self._sweep.some() if registry.is_forgettable(self._entry(key), clock.unix_ms())]
 
     async def forget(self, key: bytes) -> None:
         """Drop the mark of a deleted key, if it still is one."""
@@ -175,7 +184,7 @@ class ActivityProcessor:
     def __init__(self, journal: Journal, outbox: Outbox, *, is_registered: Callable[[bytes], bool]) -> None:
         self._journal, self._outbox, self._is_registered = journal, outbox, is_registered
         self._live: dict[bytes, int] = {}  # the seq last published
-        self._sweep: list[bytes] = []
+        self._sweep = Sweep(journal)
 
     def recovered(self, key: bytes) -> None:
         """The key's state was read back: the view that others have may be older."""
@@ -183,10 +192,8 @@ class ActivityProcessor:
 
     async def handle(self, record: Input) -> None:
         """Take one window through."""
-        window = _decoded(InvocationWindow, record)
-        if window is not None and window.key.encode() != record.key:
-            _refused(record, f"its key {record.key!r} is not {window.key!r}")
-        elif window is not None and record.key is not None:
+        window = decoded(InvocationWindow, record, lambda window: window.key)
+        if window is not None and record.key is not None:
             state = self._state(record.key)
             then = activity.take(state, window, clock.unix_ms())
             if then is not state:
@@ -214,10 +221,7 @@ class ActivityProcessor:
 
     def due(self) -> list[bytes]:
         """Some keys of functions that are gone (hand each to `forget`, in its lane); looks at a few at each call, in turn."""
-        if not self._sweep:
-            self._sweep = list(self._journal.keys())
-        some, self._sweep = self._sweep[:SWEEP_KEYS], self._sweep[SWEEP_KEYS:]
-        return [key for key in some if self._is_gone(key)]
+        return [key for key in self._sweep.some() if self._is_gone(key)]
 
     async def forget(self, key: bytes) -> None:
         """Drop what is known of a function that is gone."""
@@ -233,16 +237,18 @@ class ActivityProcessor:
         return activity.is_forgettable(self._state(key), clock.unix_ms())
 
 
-def _decoded(kind: type[T], record: Input) -> T | None:
+def decoded(kind: type[T], record: Input, key_of: Callable[[T], str]) -> T | None:
+    """What a record carries; None, with a word in the log, when it can't be read or stands under another key than its own."""
     try:
-        return avro.decode(kind, record.value or b"")
+        value = avro.decode(kind, record.value or b"")
     except WireError as exc:
-        _refused(record, str(exc))
-        return None
-
-
-def _refused(record: Input, why: str) -> None:
+        why = str(exc)
+    else:
+        if key_of(value).encode() == record.key:
+            return value
+        why = f"its key {record.key!r} is not {key_of(value)!r}"
     _log.warning("record skipped", topic=record.topic, partition=record.partition, offset=record.offset, why=why)
+    return None
 
 
 async def every(period_s: float, work: Callable[[], object]) -> None:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
 
-from infra import clock, telemetry
+from infra import clock
 from schemas import avro
-from schemas.errors import WireError
-from schemas.records import Outcome
 from schemas.tenants import KeyRecord, NamespaceRecord, TenantCommand
-from schemas.topics import KEYS, NAMESPACES, OUTCOMES
-from streams import tenants
-from streams.processors import Input, Journal, Outbox, Publication
-
-_log = telemetry.get_logger("streams.tenancy")
-SWEEP_KEYS: Final = 100
+from schemas.topics import KEYS, NAMESPACES
+from streams import processors, tenants
+from streams.processors import Input, Journal, Outbox, Publication, Sweep, decoded
 
 
 def publication(output: tenants.Output, *, partition: int) -> Publication:
@@ -27,8 +21,7 @@ def publication(output: tenants.Output, *, partition: int) -> Publication:
         return Publication(KEYS, partition, output.secret_id.encode(), avro.encode(output))
     if isinstance(output, tenants.Gone):
         return Publication(NAMESPACES if "/" in output.key else KEYS, partition, output.key.encode(), None)
-    assert isinstance(output, Outcome)
-    return Publication(OUTCOMES, None, output.command_id.encode(), avro.encode(output))
+    return processors.publication(output, partition=partition)
 
 
 class TenantProcessor:
@@ -36,11 +29,11 @@ class TenantProcessor:
 
     def __init__(self, journal: Journal, outbox: Outbox) -> None:
         self._journal, self._outbox = journal, outbox
-        self._sweep: list[bytes] = []
+        self._sweep = Sweep(journal)
 
     async def handle(self, record: Input) -> None:
         """Take one command through. One that comes again says the same again."""
-        command = _decoded(record)
+        command = decoded(TenantCommand, record, lambda command: command.appid)
         if command is not None and record.key is not None:
             entry = self._entry(record.key)
             then, outputs = tenants.take(entry, command, record.offset)
@@ -60,25 +53,9 @@ class TenantProcessor:
 
     def due(self) -> list[bytes]:
         """Some tenants that can be forgotten (hand each to `forget`, in its lane); looks at a few at each call, in turn."""
-        if not self._sweep:
-            self._sweep = list(self._journal.keys())
-        some, self._sweep = self._sweep[:SWEEP_KEYS], self._sweep[SWEEP_KEYS:]
-        return [key for key in some if tenants.is_forgettable(self._entry(key), clock.unix_ms())]
+        return [key for key in self._sweep.some() if tenants.is_forgettable(self._entry(key), clock.unix_ms())]
 
     async def forget(self, key: bytes) -> None:
         """Drop the marks of a tenant that has nothing, if that is still so."""
         if self._journal.get(key) is not None and tenants.is_forgettable(self._entry(key), clock.unix_ms()):
             await self._journal.put(self._journal.partition(key), key, None, version=0)
-
-
-def _decoded(record: Input) -> TenantCommand | None:
-    try:
-        command = avro.decode(TenantCommand, record.value or b"")
-    except WireError as exc:
-        why = str(exc)
-    else:
-        if command.appid.encode() == record.key:
-            return command
-        why = f"its key {record.key!r} is not {command.appid!r}"
-    _log.warning("record skipped", topic=record.topic, partition=record.partition, offset=record.offset, why=why)
-    return None
