@@ -29,6 +29,8 @@ ACK_S: Final = 10.0
 """How long the broker may be away before the worker gives up; Faust and its clients reconnect by themselves until then."""
 FETCH_WAIT_MS: Final = 200
 REPEATED_S: Final = 5.0
+STANDS_FOR_GOOD: Final = 10
+"""Looks at a recovery that stands still, before the worker gives up."""
 THREAD_STOP_S: Final = 1.0
 _VERSION: Final = "v"
 _MESSAGES: Final = 100
@@ -179,6 +181,40 @@ class FaustReader:
 
     def accept_hole(self, place: Place, offset: int) -> None:
         self._app.consumer._committed_offset[TP(*place)] = offset  # noqa: SLF001 - or it never commits past the hole
+
+
+class RecoveryWatch:
+    """Has changelogs read again where Faust waits for records that it has dropped.
+
+    A fetch that was under way when partitions changed hands may end after the recovery has set its positions; what it brings is thrown
+    away, the position is behind it, and the recovery waits for those records for ever.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._stood: dict[Any, int] = {}
+        self._looks = 0
+
+    async def look(self) -> None:
+        """Call it now and then. Raises BrokerUnavailable when reading again does not help."""
+        recovery = self._app.tables.recovery
+        waits = recovery.in_recovery and self._app.consumer.flow_active
+        left = [tp for tp, count in recovery.active_remaining().items() if count > 0] if waits else []
+        stands = {tp: max(recovery.active_offsets[tp], 0) for tp in left}
+        stood, self._stood = self._stood, stands
+        if not stands or stands != stood:
+            self._looks = 0
+            return
+        self._looks += 1
+        if self._looks > STANDS_FOR_GOOD:
+            raise BrokerUnavailable(f"Kafka: the state of {len(stands)} partitions could not be read back")
+        _log.warning(
+            "changelogs stand still; reading again", partitions=sorted(f"{tp.topic}/{tp.partition}" for tp in stands)
+        )
+        try:
+            await self._app.consumer.seek_wait(stands)
+        except (KafkaError, TimeoutError) as exc:
+            _log.warning("could not read again", why=repr(exc))
 
 
 class _ChangelogTable(faust.tables.table.Table[bytes, bytes]):

@@ -35,7 +35,7 @@ from schemas.topics import (
     TopicSpec,
 )
 from streams.activity import Activity
-from streams.embedding import FaustReader, Outbox, Table, build_app, calm_logs, raw_topic, start
+from streams.embedding import FaustReader, Outbox, RecoveryWatch, Table, build_app, calm_logs, raw_topic, start
 from streams.intake import Intake, Place
 from streams.lanes import KeyLanes
 from streams.processors import ActivityProcessor, Input, Publication, RegistryProcessor, every
@@ -48,6 +48,7 @@ HEARTBEAT_S: Final = 2.0
 TICK_S: Final = 0.5
 SWEEP_S: Final = 5.0
 WATCH_S: Final = 0.5
+RECOVERY_S: Final = 1.0
 STOP_S: Final = 2.5
 ADMIN_S: Final = 10.0
 DRAIN_S: Final = 2.0
@@ -200,6 +201,7 @@ class _Worker:
             every(TICK_S, self._activity.tick),
             every(SWEEP_S, self._forget),
             every(WATCH_S, self._intake.watch),
+            every(RECOVERY_S, RecoveryWatch(self._app).look),
         ]
 
     async def _watch(self) -> None:
