@@ -52,6 +52,11 @@ class KeyRecord:
     command_id: str
 
 
+def is_usable(key: KeyRecord, now_ms: int) -> bool:
+    """True for a key that calls can be signed with."""
+    return key.enabled and not 0 < key.expires_unix_ms <= now_ms
+
+
 @dataclass(frozen=True, slots=True)
 class TenantCommand:
     """One wish about a tenant; topic penstock.control.tenants.v1, keyed by appid. `kind` is one of `TENANT_COMMAND_KINDS`.

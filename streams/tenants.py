@@ -15,7 +15,7 @@ from typing import Final
 from schemas.ids import DEFAULT_NAMESPACE
 from schemas.limits import KEYS_PER_TENANT, NAMESPACES_PER_TENANT
 from schemas.records import Outcome
-from schemas.tenants import KeyRecord, NamespaceRecord, TenantCommand
+from schemas.tenants import KeyRecord, NamespaceRecord, TenantCommand, is_usable
 
 FORGET_AFTER_MS: Final = 3_600_000
 """How long the marks of a tenant that has nothing left are kept: far longer than a command can still come again."""
@@ -184,11 +184,6 @@ def _delete_key(entry: TenantEntry, command: TenantCommand) -> TenantEntry | Out
             command, "FailedOperation", f"key {wanted.secret_id} is the last one of its tenant; make another one first"
         )
     return replace(entry, keys=left, moved=wanted.secret_id)
-
-
-def is_usable(key: KeyRecord, now_ms: int) -> bool:
-    """True for a key that calls can be signed with."""
-    return key.enabled and not 0 < key.expires_unix_ms <= now_ms
 
 
 def _no_namespace(command: TenantCommand, wanted: NamespaceRecord) -> Outcome:

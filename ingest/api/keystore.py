@@ -10,7 +10,7 @@ from infra.telemetry import get_logger
 from ingest.api.ports import Clock, KeyPair, Seal
 from ingest.api.registry import Registry
 from schemas.errors import PlatformError
-from schemas.tenants import KeyRecord
+from schemas.tenants import KeyRecord, is_usable
 
 _OPENED: Final = 4_096
 
@@ -30,10 +30,8 @@ class TenantKeys:
         if secret_id == self._own.secret_id:
             return self._own
         record = self._keys.get(secret_id)
-        if record is None or not record.enabled:
-            return None
         now_ms = self._clock.unix_ms()
-        if 0 < record.expires_unix_ms <= now_ms:
+        if record is None or not is_usable(record, now_ms):
             return None
         secret = self._open(record.sealed, record)
         if not secret:
