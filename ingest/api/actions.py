@@ -18,6 +18,7 @@ from ingest.api import (
     namespaces,
     sources,
     triggers,
+    unbuilt,
     versions,
 )
 from ingest.api.fields import NoFields, Schema
@@ -93,7 +94,7 @@ def changes_something(name: str) -> bool:
 
 
 def find(name: str, version: str) -> Action[Any]:
-    """The action; raises BadRequest with MissingParameter, NoSuchVersion or InvalidAction."""
+    """The action; raises BadRequest with MissingParameter, NoSuchVersion, UnsupportedOperation or InvalidAction."""
     if not name:
         raise BadRequest("MissingParameter", "X-TC-Action is required")
     if not version:
@@ -102,5 +103,7 @@ def find(name: str, version: str) -> Action[Any]:
         raise BadRequest("NoSuchVersion", f"this is SCF's API of version {VERSION}")
     action = ACTIONS.get(name)
     if action is None:
+        if (refusal := unbuilt.refusal(name)) is not None:
+            raise refusal
         raise BadRequest("InvalidAction", f"there is no action {name[:64]!r} here; there are {', '.join(ACTIONS)}")
     return action

@@ -10,12 +10,13 @@ from urllib.parse import urlencode
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tencentcloud.scf.v20180416 import errorcodes, models
+from tencentcloud.scf.v20180416 import errorcodes, models, scf_client
 
 from infra import clock
 from ingest.api.actions import ACTIONS
 from ingest.api.fields import Schema, unflatten
 from ingest.api.function_requests import CreateFunction
+from ingest.api.unbuilt import UNBUILT
 from schemas import tc3
 from schemas.records import LogLine
 from tests.api_fakes import SECRET_ID, SECRET_KEY, FakeFabric, creation
@@ -150,6 +151,34 @@ def made() -> FakeFabric:
 @pytest.mark.parametrize("action", sorted(set(ACTIONS) - OWN))
 def test_every_field_that_the_sdk_can_send_is_known(action: str) -> None:
     assert set(request_fields(action)) <= ACTIONS[action].schema.names
+
+
+SDK_ACTIONS = sorted(
+    name for name in vars(scf_client.ScfClient) if name[0].isupper() and hasattr(models, f"{name}Request")
+)
+
+
+def test_every_action_of_the_sdk_is_built_or_refused_by_name() -> None:
+    assert len(SDK_ACTIONS) == 52
+    assert set(SDK_ACTIONS) == (set(ACTIONS) - OWN) | set(UNBUILT)
+    assert not set(ACTIONS) & set(UNBUILT)
+
+
+@pytest.mark.parametrize("get", [False, True], ids=["POST", "GET"])
+@pytest.mark.parametrize("action", sorted(UNBUILT))
+def test_an_action_that_is_not_built_says_so_whatever_is_sent(action: str, get: bool) -> None:
+    fields = dict.fromkeys(request_fields(action), "x")
+    for sent in ({}, fields):
+        error = asyncio.run(answer(made(), call(action, sent, get=get)))["Error"]
+        assert error["Code"] == "UnsupportedOperation"
+        assert action in error["Message"]
+
+
+@pytest.mark.parametrize("action", ["CreateCoffee", "createFunction", "", "x" * 2_000])
+def test_an_action_that_nobody_knows_is_refused_as_such(action: str) -> None:
+    error = asyncio.run(answer(made(), call(action, {}, get=False)))["Error"]
+    assert error["Code"] == ("InvalidAction" if action else "MissingParameter")
+    assert len(error["Message"]) < 2_000
 
 
 def test_every_field_of_code_is_known() -> None:

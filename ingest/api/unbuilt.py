@@ -1,0 +1,51 @@
+"""SCF's actions that Penstock knows by name and does not carry out, each with the reason that its caller is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from schemas.errors import BadRequest
+
+_ASYNC: Final = "asynchronous invocation (InvocationType Event) is not built yet"
+_DOMAINS: Final = "functions are reached by the bridge's own address, and custom domains are not built"
+_LAYERS: Final = "layers are not built; put what a layer would hold into the package"
+_PROVISIONED: Final = "workers are kept warm by forecast; fixed numbers of them can't be set yet"
+_RESERVED: Final = "a function's or tenant's share of the concurrency can't be set yet"
+
+UNBUILT: Final[Mapping[str, str]] = {
+    "CreateCustomDomain": _DOMAINS,
+    "GetCustomDomain": _DOMAINS,
+    "ListCustomDomains": _DOMAINS,
+    "UpdateCustomDomain": _DOMAINS,
+    "DeleteCustomDomain": _DOMAINS,
+    "PublishLayerVersion": _LAYERS,
+    "GetLayerVersion": _LAYERS,
+    "ListLayerVersions": _LAYERS,
+    "ListLayers": _LAYERS,
+    "DeleteLayerVersion": _LAYERS,
+    "PutProvisionedConcurrencyConfig": _PROVISIONED,
+    "GetProvisionedConcurrencyConfig": _PROVISIONED,
+    "DeleteProvisionedConcurrencyConfig": _PROVISIONED,
+    "PutReservedConcurrencyConfig": _RESERVED,
+    "GetReservedConcurrencyConfig": _RESERVED,
+    "DeleteReservedConcurrencyConfig": _RESERVED,
+    "PutTotalConcurrencyConfig": _RESERVED,
+    "GetAsyncEventStatus": _ASYNC,
+    "ListAsyncEvents": _ASYNC,
+    "TerminateAsyncEvent": _ASYNC,
+    "GetFunctionEventInvokeConfig": _ASYNC,
+    "UpdateFunctionEventInvokeConfig": _ASYNC,
+    "CopyFunction": "functions can't be copied by the API yet; deploy the package under the other name",
+    "GetFunctionAddress": "the download of a function's package is not built yet",
+    "GetFunctionLogs": "runs are not put together from the log yet; GetFunctionLogLines and `penstock logs` show its lines",
+    "GetRequestStatus": "runs are not put together from the log yet; GetFunctionLogLines and `penstock logs` show its lines",
+    "UpdateTrigger": "a trigger can't be changed yet; UpdateTriggerStatus stops it, DeleteTrigger and CreateTrigger make it anew",
+}
+"""Reason by action."""
+
+
+def refusal(name: str) -> BadRequest | None:
+    """What the caller of an action that is not built is told; None for a name that SCF does not have."""
+    reason = UNBUILT.get(name)
+    return None if reason is None else BadRequest("UnsupportedOperation", f"{name} is not supported: {reason}")
