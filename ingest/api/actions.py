@@ -51,6 +51,7 @@ ACTIONS: Final[dict[str, Action[Any]]] = {
     "UpdateFunctionConfiguration": _action(
         function_requests.UpdateFunctionConfiguration, functions.update_function_configuration
     ),
+    "CopyFunction": _action(function_requests.CopyFunction, functions.copy_function),
     "DeleteFunction": _action(function_requests.DeleteFunction, functions.delete_function),
     "GetFunction": _action(function_requests.GetFunction, functions.get_function),
     "ListFunctions": _action(function_requests.ListFunctions, functions.list_functions),
@@ -58,6 +59,7 @@ ACTIONS: Final[dict[str, Action[Any]]] = {
     "InvokeFunction": _action(invoke.InvokeFunction, invoke.invoke_function),
     "CreateTrigger": _action(triggers.CreateTrigger, triggers.create_trigger),
     "DeleteTrigger": _action(triggers.DeleteTrigger, triggers.delete_trigger),
+    "UpdateTrigger": _action(triggers.UpdateTrigger, triggers.update_trigger),
     "UpdateTriggerStatus": _action(triggers.UpdateTriggerStatus, triggers.update_trigger_status),
     "ListTriggers": _action(triggers.ListTriggers, triggers.list_triggers),
     "PublishVersion": _action(versions.PublishVersion, versions.publish_version),

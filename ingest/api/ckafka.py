@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final
 
 from ingest.api.fields import Schema, Unsupported, param, short
@@ -98,6 +98,22 @@ def parse_trigger_desc(text: str, key: TriggerKey, *, generation: str, is_owner:
         on_poison=desc.on_poison,
         start=desc.offset,
     )
+
+
+def changed_desc(earlier: str, given: str, key: TriggerKey, source: KafkaSource) -> tuple[str, KafkaSource]:
+    """A trigger's TriggerDesc and source with the fields of `given` in them, the others as they were.
+
+    Raises BadRequest for a field that is wrong, or that can't change: what is read, and where its reading began.
+    """
+    changes = _object(given)
+    _fields_of(changes)
+    text = json.dumps({**_object(earlier), **changes}, separators=(",", ":"), ensure_ascii=False)
+    wanted = parse_trigger_desc(text, key, generation="")
+    if (wanted.topic, wanted.bootstrap_servers) != (source.topic, source.bootstrap_servers):
+        raise BadRequest(_CODE, "topic and bootstrapServers of a trigger can't change; make another trigger")
+    if wanted.start != source.start:
+        raise BadRequest(_CODE, "offset says where a new trigger begins and can't change; make another trigger")
+    return text, replace(wanted, group_id=source.group_id)
 
 
 def _fields_of(raw: dict[str, Any]) -> TriggerDesc:

@@ -12,7 +12,13 @@ from typing import Final
 
 from ingest.api.describe import newest_config
 from ingest.api.fields import short
-from ingest.api.function_requests import CreateFunction, Environment, UpdateFunctionCode, UpdateFunctionConfiguration
+from ingest.api.function_requests import (
+    CopyFunction,
+    CreateFunction,
+    Environment,
+    UpdateFunctionCode,
+    UpdateFunctionConfiguration,
+)
 from ingest.api.services import Call
 from schemas.errors import BadRequest
 from schemas.ids import LATEST, FunctionKey, function_id, is_env_key
@@ -154,7 +160,61 @@ def plan_create(
 ) -> Plan:
     """CreateFunction, after `check_create` and `check_new_name`."""
     full = replace(config, code_sha256=package.sha256, code_size=package.size_bytes)
-    command = _command("create-function", key, call, command_id, description=request.description, config=full)
+    return _plan_new(call, key=key, config=full, description=request.description, command_id=command_id)
+
+
+def plan_copy(
+    request: CopyFunction,
+    call: Call,
+    *,
+    source: FunctionRecord,
+    key: FunctionKey,
+    existing: FunctionRecord | None,
+    command_id: str,
+) -> Plan:
+    """CopyFunction to `key`, after `check_new_name` unless `existing` is to be overwritten: it then gets a new $LATEST, the rest of it stays.
+
+    What runs of the source is copied, not an update on its way. Without CopyConfiguration only the package, handler and runtime are.
+    """
+    if source.serving is None:
+        raise BadRequest(
+            "FailedOperation.FunctionStatusError",
+            f"function {source.name!r} is {source.status} and can't run yet; copy it when it is Active",
+        )
+    described = source.description if request.copy_configuration else None
+    description = described if request.description is None else request.description
+    if existing is None:
+        base = source.serving if request.copy_configuration else _unset(source.serving)
+        config = replace(base, version=LATEST)
+        return _plan_new(call, key=key, config=config, description=description or "", command_id=command_id)
+    config = replace(source.serving, version=LATEST)
+    kept = check_update(existing)
+    if not request.copy_configuration:
+        config = replace(
+            kept,
+            code_sha256=config.code_sha256,
+            code_size=config.code_size,
+            handler=config.handler,
+            runtime=config.runtime,
+        )
+    return _plan_update(
+        existing, call, key=key, config=config, description=description, command_id=command_id, publish=False
+    )
+
+
+def _unset(config: FunctionConfig) -> FunctionConfig:
+    """The same code with the configuration that a new function has by default."""
+    return replace(
+        config,
+        memory_mib=MEMORY_DEFAULT_MIB,
+        timeout_s=TIMEOUT_DEFAULT_S,
+        init_timeout_s=INIT_TIMEOUT_DEFAULT_S,
+        environment={},
+    )
+
+
+def _plan_new(call: Call, *, key: FunctionKey, config: FunctionConfig, description: str, command_id: str) -> Plan:
+    command = _command("create-function", key, call, command_id, description=description, config=config)
     shown = FunctionRecord(
         seq=0,
         appid=key.appid,
@@ -163,12 +223,12 @@ def plan_create(
         name=key.name,
         function_id=function_id(command_id),
         status=FunctionStatus.CREATING,
-        description=request.description,
+        description=description,
         created_unix_ms=call.now_ms,
         modified_unix_ms=call.now_ms,
         applied=-1,
         command_id=command_id,
-        proposed=full,
+        proposed=config,
     )
     return Plan(command, shown)
 

@@ -131,6 +131,14 @@ def _handler() -> Any:
     )
 
 
+def _new_function_name() -> Any:
+    return function_name()
+
+
+def _target_namespace() -> Any:
+    return namespace()
+
+
 def _description(default: str | None) -> Any:
     return param(default, code="InvalidParameterValue.Description", max_chars=1_000)
 
@@ -204,6 +212,20 @@ class DeleteFunction:
     function_name: str = function_name()
     namespace: str = namespace()
     qualifier: str = qualifier("")
+
+
+@dataclass(frozen=True, slots=True)
+class CopyFunction:
+    """Request of CopyFunction; TargetRegion can only be the fabric's own."""
+
+    function_name: str = function_name()
+    new_function_name: str = _new_function_name()
+    namespace: str = namespace()
+    target_namespace: str = _target_namespace()
+    description: str | None = _description(None)
+    target_region: str = param("", max_chars=64)
+    override: bool = param(False)
+    copy_configuration: bool = param(True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from ingest.api.function_plans import (
     check_new_name,
     check_update,
     matches,
+    plan_copy,
     plan_create,
     plan_delete,
     plan_update_code,
@@ -20,6 +21,7 @@ from ingest.api.function_plans import (
 )
 from ingest.api.function_requests import (
     CodeFields,
+    CopyFunction,
     CreateFunction,
     DeleteFunction,
     GetFunction,
@@ -61,6 +63,26 @@ def _check_new(services: Services, call: Call, request: CreateFunction) -> None:
     key = call.function(request.namespace, request.function_name)
     scope = services.namespace(key.appid, key.namespace)
     check_new_name(key, services.functions.get(str(key)), count=len(services.functions.within(scope)))
+
+
+async def copy_function(services: Services, call: Call, request: CopyFunction) -> Answer:
+    """CopyFunction: the copy shares the package in the store. Triggers, versions and aliases are not copied."""
+    key = call.function(request.target_namespace, request.new_function_name)
+    origin = call.function(request.namespace, request.function_name)
+    if request.target_region not in ("", services.region):
+        raise BadRequest(
+            "UnsupportedOperation.Region", f"this fabric is region {services.region}; there is no other to copy to"
+        )
+    source = services.function(origin)
+    scope = services.namespace(key.appid, key.namespace)
+    if key == origin:
+        raise BadRequest("InvalidParameterValue.FunctionName", f"function {key.name!r} can't be copied to itself")
+    existing = services.functions.get(str(key))
+    if existing is None or not request.override:
+        check_new_name(key, existing, count=len(services.functions.within(scope)))
+    plan = plan_copy(request, call, source=source, key=key, existing=existing, command_id=new_command_id())
+    await services.send_function_command(key, plan.command, plan.shown)
+    return {}
 
 
 async def update_function_code(services: Services, call: Call, request: UpdateFunctionCode) -> Answer:

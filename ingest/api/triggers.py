@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final
 
-from ingest.api.ckafka import parse_trigger_desc
+from ingest.api.ckafka import changed_desc, parse_trigger_desc
 from ingest.api.describe import page, trigger_info
 from ingest.api.fields import Unsupported, param, short
 from ingest.api.params import (
@@ -36,6 +36,15 @@ BROKER_S: Final = 3.0
 """How long the brokers of a source have, in all, while a trigger is made: what is left of the answer's 5 s is for its record."""
 
 
+_FOR_TIMERS: Final = (
+    Unsupported(
+        "CustomArgument",
+        "only timer triggers have it, and they are not built",
+        code="InvalidParameterValue.CustomArgument",
+    ),
+)
+
+
 def _enable(default: str | None) -> Any:
     rule = {"code": "InvalidParameterValue.Enable", "choices": ("OPEN", "CLOSE")}
     return param(**rule) if default is None else param(default, **rule)
@@ -49,13 +58,7 @@ def _type() -> Any:
 class CreateTrigger:
     """Request of CreateTrigger."""
 
-    UNSUPPORTED: ClassVar[tuple[Unsupported, ...]] = (
-        Unsupported(
-            "CustomArgument",
-            "only timer triggers have it, and they are not built",
-            code="InvalidParameterValue.CustomArgument",
-        ),
-    )
+    UNSUPPORTED: ClassVar[tuple[Unsupported, ...]] = _FOR_TIMERS
 
     function_name: str = function_name()
     trigger_name: str = trigger_name()
@@ -77,6 +80,22 @@ class DeleteTrigger:
     namespace: str = namespace()
     trigger_desc: str = param("")
     qualifier: str = qualifier("")
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateTrigger:
+    """Request of UpdateTrigger; a field that is absent stays, in TriggerDesc too. Qualifier is the one that the trigger was made with."""
+
+    UNSUPPORTED: ClassVar[tuple[Unsupported, ...]] = _FOR_TIMERS
+
+    function_name: str = function_name()
+    trigger_name: str = trigger_name()
+    type: str = _type()
+    enable: str = param("", code="InvalidParameterValue.Enable", choices=("OPEN", "CLOSE"))
+    qualifier: str = qualifier("")
+    namespace: str = namespace()
+    trigger_desc: str = param("", code="InvalidParameterValue.TriggerDesc")
+    description: str | None = param(None, code="InvalidParameterValue.Description", max_chars=1_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +250,9 @@ def _key_of(record: TriggerRecord) -> TriggerKey:
     return TriggerKey(FunctionKey(record.appid, record.namespace, record.function), record.name)
 
 
-def _existing(services: Services, call: Call, request: DeleteTrigger | UpdateTriggerStatus) -> TriggerRecord:
+def _existing(
+    services: Services, call: Call, request: DeleteTrigger | UpdateTrigger | UpdateTriggerStatus
+) -> TriggerRecord:
     key = TriggerKey(call.function(request.namespace, request.function_name), request.trigger_name)
     services.function(key.function)
     record = services.triggers.get(str(key))
@@ -280,14 +301,32 @@ def _group_deletion(services: Services, source: KafkaSource) -> Callable[[], Awa
 async def update_trigger_status(services: Services, call: Call, request: UpdateTriggerStatus) -> Answer:
     """UpdateTriggerStatus: CLOSE stops the trigger at its committed offsets, OPEN goes on from there."""
     record = _existing(services, call, request)
-    changed = replace(
-        record, enabled=request.enable == "OPEN", command_id=new_command_id(), modified_unix_ms=call.now_ms, applied=-1
-    )
-    key = _key_of(record)
-    ticket = await services.send_trigger_command(key, _command("update-trigger", call, changed))
-    await accepted(ticket, failed_code="FailedOperation.UpdateTriggerStatus", what="the change")
-    services.trigger_accepted(key, ticket, changed.command_id, changed)
+    changed = replace(record, enabled=request.enable == "OPEN")
+    await _change(services, call, changed, failed_code="FailedOperation.UpdateTriggerStatus")
     return {}
+
+
+async def update_trigger(services: Services, call: Call, request: UpdateTrigger) -> Answer:
+    """UpdateTrigger: batch, concurrency, retries and order of a ckafka trigger; it goes on at its committed offsets."""
+    record = _existing(services, call, request)
+    changed = record
+    if request.enable:
+        changed = replace(changed, enabled=request.enable == "OPEN")
+    if request.description is not None:
+        changed = replace(changed, description=request.description)
+    if request.trigger_desc and record.kafka is not None:
+        text, source = changed_desc(record.trigger_desc, request.trigger_desc, _key_of(record), record.kafka)
+        changed = replace(changed, trigger_desc=text, kafka=source)
+    await _change(services, call, changed, failed_code="FailedOperation.UpdateTrigger")
+    return {}
+
+
+async def _change(services: Services, call: Call, wanted: TriggerRecord, *, failed_code: str) -> None:
+    changed = replace(wanted, command_id=new_command_id(), modified_unix_ms=call.now_ms, applied=-1)
+    key = _key_of(changed)
+    ticket = await services.send_trigger_command(key, _command("update-trigger", call, changed))
+    await accepted(ticket, failed_code=failed_code, what="the change")
+    services.trigger_accepted(key, ticket, changed.command_id, changed)
 
 
 async def list_triggers(services: Services, call: Call, request: ListTriggers) -> Answer:

@@ -36,11 +36,9 @@ UNBUILT: Final[Mapping[str, str]] = {
     "TerminateAsyncEvent": _ASYNC,
     "GetFunctionEventInvokeConfig": _ASYNC,
     "UpdateFunctionEventInvokeConfig": _ASYNC,
-    "CopyFunction": "functions can't be copied by the API yet; deploy the package under the other name",
     "GetFunctionAddress": "the download of a function's package is not built yet",
     "GetFunctionLogs": "runs are not put together from the log yet; GetFunctionLogLines and `penstock logs` show its lines",
     "GetRequestStatus": "runs are not put together from the log yet; GetFunctionLogLines and `penstock logs` show its lines",
-    "UpdateTrigger": "a trigger can't be changed yet; UpdateTriggerStatus stops it, DeleteTrigger and CreateTrigger make it anew",
 }
 """Reason by action."""
 

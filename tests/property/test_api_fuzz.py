@@ -81,6 +81,13 @@ GOOD: dict[str, dict[str, Any]] = {
     "CreateFunction": creation("other"),
     "UpdateFunctionCode": {"FunctionName": "hello", **creation()["Code"]},
     "CreateTrigger": {"FunctionName": "hello", "TriggerName": "x-orders", "Type": "ckafka", "TriggerDesc": "{}"},
+    "CopyFunction": {"FunctionName": "hello", "NewFunctionName": "other"},
+    "UpdateTrigger": {
+        "FunctionName": "hello",
+        "TriggerName": "in-orders",
+        "Type": "ckafka",
+        "TriggerDesc": '{"retry": 1}',
+    },
     "DeleteTrigger": {"FunctionName": "hello", "TriggerName": "in-orders", "Type": "ckafka"},
     "UpdateTriggerStatus": {"FunctionName": "hello", "TriggerName": "in-orders", "Type": "ckafka", "Enable": "CLOSE"},
     "DeleteFunctionVersion": {"FunctionName": "hello", "Qualifier": "1"},
