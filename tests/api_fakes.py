@@ -349,7 +349,7 @@ class FakeLogs:
         lines = [
             line
             for line in self.of.get(key, self.lines)[start:]
-            if since_unix_ms is None or line.unix_ms >= since_unix_ms
+            if (since_unix_ms is None or line.unix_ms >= since_unix_ms) and request_id in ("", line.request_id)
         ]
         taken = lines[:limit]
         return LogPage(taken, str(start + len(taken)), len(taken) == len(lines))

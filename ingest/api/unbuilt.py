@@ -37,8 +37,6 @@ UNBUILT: Final[Mapping[str, str]] = {
     "GetFunctionEventInvokeConfig": _ASYNC,
     "UpdateFunctionEventInvokeConfig": _ASYNC,
     "GetFunctionAddress": "the download of a function's package is not built yet",
-    "GetFunctionLogs": "runs are not put together from the log yet; GetFunctionLogLines and `penstock logs` show its lines",
-    "GetRequestStatus": "runs are not put together from the log yet; GetFunctionLogLines and `penstock logs` show its lines",
 }
 """Reason by action."""
 

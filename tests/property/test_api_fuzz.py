@@ -81,6 +81,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "CreateFunction": creation("other"),
     "UpdateFunctionCode": {"FunctionName": "hello", **creation()["Code"]},
     "CreateTrigger": {"FunctionName": "hello", "TriggerName": "x-orders", "Type": "ckafka", "TriggerDesc": "{}"},
+    "GetFunctionLogs": {"FunctionName": "hello", "Filter": {"RetCode": "not0"}},
+    "GetRequestStatus": {"FunctionName": "hello", "FunctionRequestId": "r"},
     "CopyFunction": {"FunctionName": "hello", "NewFunctionName": "other"},
     "UpdateTrigger": {
         "FunctionName": "hello",

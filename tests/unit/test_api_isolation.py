@@ -114,7 +114,7 @@ def guesses(action: str, fabric: FakeFabric, namespace: str) -> dict[str, Any]:
         fields["TriggerDesc"] = '{"topic": "orders"}'
     if action == "CreateNamespace":
         fields["Namespace"] = "mine"
-    if action == "Invoke":
+    if action in ("Invoke", "GetFunctionLogs"):
         fields.pop("Qualifier")
     return fields
 
