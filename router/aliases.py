@@ -6,13 +6,27 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Final
+from typing import Final, Protocol
 
+from schemas.ids import FunctionKey
 from schemas.records import AliasRecord, VersionMatch
 
 _RANGE: Final = re.compile(r"([(\[])\s*(-?[0-9]{1,18})\s*,\s*(-?[0-9]{1,18})\s*([)\]])\Z")
 _INTEGER: Final = re.compile(r"-?[0-9]{1,18}\Z")
 _CLOSING: Final = {"(": ")", "[": "]"}
+
+
+class AliasLookup(Protocol):
+    """Where aliases are looked up by their key."""
+
+    def get(self, key: str) -> AliasRecord | None:
+        """The newest state, or None."""
+        ...
+
+
+def alias_named(aliases: AliasLookup, key: FunctionKey, qualifier: str) -> AliasRecord | None:
+    """The alias that a qualifier names; None when it names none, as a version's number never does."""
+    return None if qualifier.isdecimal() else aliases.get(f"{key}/{qualifier}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from typing import Final, Protocol, TypeVar
 
-from router.aliases import Split, chosen, split_of
+from router.aliases import Split, alias_named, chosen, split_of
 from schemas.frames import Spec
 from schemas.ids import DEFAULT_ALIAS, LATEST, FunctionKey
 from schemas.lifecycle import FunctionStatus
@@ -91,7 +91,7 @@ class Resolver:
             self._specs.pop(key, None)
             return RunStatus.NO_FUNCTION, f"function {key.namespace}/{key.name} does not exist"
         if qualifier not in (LATEST, ""):
-            alias = self._alias(key, qualifier)
+            alias = alias_named(self._aliases, key, qualifier)
             qualifier = qualifier if alias is None else chosen(alias, headers=None, share=self._share())
         if qualifier in (LATEST, DEFAULT_ALIAS, ""):
             known = self._specs.get(key)
@@ -109,11 +109,8 @@ class Resolver:
 
     def split(self, key: FunctionKey, qualifier: str) -> Split | None:
         """How calls by this qualifier divide now; None when all of them go to one version."""
-        alias = self._alias(key, qualifier)
+        alias = alias_named(self._aliases, key, qualifier)
         return None if alias is None else split_of(alias)
-
-    def _alias(self, key: FunctionKey, qualifier: str) -> AliasRecord | None:
-        return None if qualifier.isdecimal() else self._aliases.get(f"{key}/{qualifier}")
 
     def _version(self, key: FunctionKey, version: str) -> Spec | None:
         record = self._versions.get(f"{key}/{version}")

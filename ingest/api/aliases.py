@@ -11,7 +11,7 @@ from typing import Any
 
 from ingest.api.describe import page, time_text
 from ingest.api.fields import param, short
-from ingest.api.params import DEFAULT_PAGE, PAGE_LIMIT, function_name, must, namespace
+from ingest.api.params import DEFAULT_PAGE, PAGE_LIMIT, description, function_name, must, namespace
 from ingest.api.routing import RoutingConfig, describe_route, is_version, route_of, version_name
 from ingest.api.services import Call, Services
 from ingest.api.versions import check_no_trigger, ledger_command
@@ -26,10 +26,6 @@ def _name() -> Any:
     shape = "1 to 64 letters, digits, - or _, and start with a letter"
     check = must(lambda name: name == DEFAULT_ALIAS or is_alias(name), shape)
     return param(code="InvalidParameterValue.Alias", check=check)
-
-
-def _description(default: str | None) -> Any:
-    return param(default, code="InvalidParameterValue.Description", max_chars=1_000)
 
 
 def _count(default: int, code: str, high: int) -> Any:
@@ -49,7 +45,7 @@ class CreateAlias:
     function_version: str = version_name()
     namespace: str = namespace()
     routing_config: RoutingConfig | None = param(None)
-    description: str = _description("")
+    description: str = description()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +57,7 @@ class UpdateAlias:
     function_version: str = version_name()
     namespace: str = namespace()
     routing_config: RoutingConfig | None = param(None)
-    description: str | None = _description(None)
+    description: str | None = description(None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from ingest.api.fields import Unsupported, asks_for_nothing, param
-from ingest.api.params import Filter, function_name, limit, must, namespace, offset, order, qualifier, switch
+from ingest.api.params import (
+    Filter,
+    description,
+    function_name,
+    limit,
+    must,
+    namespace,
+    offset,
+    order,
+    qualifier,
+    switch,
+)
 from schemas.ids import is_handler
 from schemas.limits import INIT_TIMEOUT_RANGE_S, MEMORY_CHOICES_MIB, TIMEOUT_RANGE_S
 
@@ -139,10 +150,6 @@ def _target_namespace() -> Any:
     return namespace()
 
 
-def _description(default: str | None) -> Any:
-    return param(default, code="InvalidParameterValue.Description", max_chars=1_000)
-
-
 @dataclass(frozen=True, slots=True)
 class CreateFunction:
     """Request of CreateFunction."""
@@ -152,7 +159,7 @@ class CreateFunction:
     function_name: str = function_name()
     code: CodeFields = param(required="MissingParameter.Code")
     handler: str | None = _handler()
-    description: str = _description("")
+    description: str = description()
     memory_size: int | None = _memory_size()
     timeout: int | None = _timeout()
     environment: Environment | None = param(None)
@@ -195,7 +202,7 @@ class UpdateFunctionConfiguration:
     )
 
     function_name: str = function_name()
-    description: str | None = _description(None)
+    description: str | None = description(None)
     memory_size: int | None = _memory_size()
     timeout: int | None = _timeout()
     runtime: str | None = param(None, code="InvalidParameterValue.Runtime", max_chars=64)
@@ -222,7 +229,7 @@ class CopyFunction:
     new_function_name: str = _new_function_name()
     namespace: str = namespace()
     target_namespace: str = _target_namespace()
-    description: str | None = _description(None)
+    description: str | None = description(None)
     target_region: str = param("", max_chars=64)
     override: bool = param(False)
     copy_configuration: bool = param(True)
@@ -253,5 +260,5 @@ class ListFunctions:
     limit: int = limit()
     search_key: str = param("", code="InvalidParameterValue.SearchKey", max_chars=128)
     namespace: str = namespace()
-    description: str = param("", code="InvalidParameterValue.Description", max_chars=1_000)
+    description: str = description()
     filters: tuple[Filter, ...] = param((), code="InvalidParameterValue.Filters")

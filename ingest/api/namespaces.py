@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final
 
 from ingest.api.describe import page, time_text
 from ingest.api.fields import Unsupported, param, short
-from ingest.api.params import limit, must, offset, order
+from ingest.api.params import description, limit, must, offset, order
 from ingest.api.services import Call, Services, new_command_id
 from schemas.errors import BadRequest
 from schemas.ids import DEFAULT_NAMESPACE, is_namespace
@@ -33,10 +33,6 @@ def _name() -> Any:
     return param(code="InvalidParameterValue.Namespace", check=must(is_namespace, shape))
 
 
-def _description() -> Any:
-    return param("", code="InvalidParameterValue.Description", max_chars=1_000)
-
-
 @dataclass(frozen=True, slots=True)
 class CreateNamespace:
     """Request of CreateNamespace."""
@@ -46,7 +42,7 @@ class CreateNamespace:
     )
 
     namespace: str = _name()
-    description: str = _description()
+    description: str = description()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +50,7 @@ class UpdateNamespace:
     """Request of UpdateNamespace; the description is replaced."""
 
     namespace: str = _name()
-    description: str = _description()
+    description: str = description()
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,18 @@ def order() -> Any:
     return param("DESC", code="InvalidParameterValue.Order", choices=("ASC", "DESC"))
 
 
+def order_by() -> Any:
+    """The optional field OrderBy of a listing by time."""
+    return param(
+        "AddTime", code="InvalidParameterValue.OrderBy", choices=("AddTime", "ModTime", "add_time", "mod_time")
+    )
+
+
+def description(default: str | None = "") -> Any:
+    """The optional field Description; None is for updates, where an absent one leaves what was."""
+    return param(default, code="InvalidParameterValue.Description", max_chars=1_000)
+
+
 def switch(code: str, default: str = "FALSE", **rule: Any) -> Any:
     """A text boolean, TRUE or FALSE."""
     return param(default, code=code, choices=("TRUE", "FALSE"), **rule)

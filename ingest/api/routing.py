@@ -11,7 +11,7 @@ from typing import Any, Final
 from ingest.api.fields import param, short
 from ingest.api.params import must
 from ingest.api.services import Services
-from router.aliases import bounds_of, chosen
+from router.aliases import alias_named, bounds_of, chosen
 from schemas.errors import BadRequest
 from schemas.ids import DEFAULT_ALIAS, LATEST, FunctionKey
 from schemas.limits import ROUTING_KEY_BYTES, ROUTING_RULE_CHARS, ROUTING_RULES
@@ -129,7 +129,7 @@ def version_for(
     """
     if qualifier in (LATEST, ""):
         return None
-    alias = None if qualifier.isdecimal() else services.aliases.get(f"{key}/{qualifier}")
+    alias = alias_named(services.aliases, key, qualifier)
     if alias is not None:
         version = chosen(alias, headers=headers, share=random.random())
     else:
@@ -144,7 +144,7 @@ def version_for(
 
 def main_version(services: Services, key: FunctionKey, qualifier: str, *, code: str) -> VersionRecord | None:
     """The version that stands behind `qualifier`, of an alias its main one; None is `$LATEST`. Raises BadRequest with `code`."""
-    alias = None if qualifier.isdecimal() else services.aliases.get(f"{key}/{qualifier}")
+    alias = alias_named(services.aliases, key, qualifier)
     return version_for(services, key, qualifier if alias is None else alias.version, code=code)
 
 

@@ -13,11 +13,13 @@ from ingest.api.fields import Unsupported, param, short
 from ingest.api.params import (
     TRIGGER_TYPES,
     Filter,
+    description,
     function_name,
     limit,
     namespace,
     offset,
     order,
+    order_by,
     qualifier,
     trigger_name,
 )
@@ -67,7 +69,7 @@ class CreateTrigger:
     namespace: str = namespace()
     qualifier: str = qualifier()
     enable: str = _enable("OPEN")
-    description: str = param("", code="InvalidParameterValue.Description", max_chars=1_000)
+    description: str = description()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ class UpdateTrigger:
     qualifier: str = qualifier("")
     namespace: str = namespace()
     trigger_desc: str = param("", code="InvalidParameterValue.TriggerDesc")
-    description: str | None = param(None, code="InvalidParameterValue.Description", max_chars=1_000)
+    description: str | None = description(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +121,7 @@ class ListTriggers:
     namespace: str = namespace()
     offset: int = offset()
     limit: int = limit()
-    order_by: str = param(
-        "AddTime", code="InvalidParameterValue.OrderBy", choices=("AddTime", "ModTime", "add_time", "mod_time")
-    )
+    order_by: str = order_by()
     order: str = order()
     filters: tuple[Filter, ...] = param((), code="InvalidParameterValue.Filters")
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from ingest.api.describe import page, time_text
 from ingest.api.fields import Unsupported, param, short
-from ingest.api.params import function_name, limit, namespace, offset, order
+from ingest.api.params import description, function_name, limit, namespace, offset, order, order_by
 from ingest.api.services import Call, Services, new_command_id
 from schemas.errors import BadRequest
 from schemas.ids import LATEST, FunctionKey
@@ -18,16 +18,12 @@ from schemas.records import AliasRecord, Command, VersionRecord
 Answer = Mapping[str, Any]
 
 
-def _description() -> Any:
-    return param("", code="InvalidParameterValue.Description", max_chars=1_000)
-
-
 @dataclass(frozen=True, slots=True)
 class PublishVersion:
     """Request of PublishVersion."""
 
     function_name: str = function_name()
-    description: str = _description()
+    description: str = description()
     namespace: str = namespace()
 
 
@@ -40,9 +36,7 @@ class ListVersionByFunction:
     offset: int = offset()
     limit: int = limit()
     order: str = order()
-    order_by: str = param(
-        "AddTime", code="InvalidParameterValue.OrderBy", choices=("AddTime", "ModTime", "add_time", "mod_time")
-    )
+    order_by: str = order_by()
 
 
 @dataclass(frozen=True, slots=True)
