@@ -146,12 +146,32 @@ def test_a_functions_whole_life(fabric: Fabric, sdk: Callable[[str], Sdk], way: 
     assert client.settled(name)["Status"] == "Active"
     assert json.loads(client.invoke(name, 1)["RetMsg"])["word"] == "second"
 
+    client.call("CopyFunction", FunctionName=name, NewFunctionName=f"{name}-copy")
+    assert client.settled(f"{name}-copy")["MemorySize"] == 256
+    assert json.loads(client.invoke(f"{name}-copy", 1)["RetMsg"])["word"] == "second"
+    client.call("DeleteFunction", FunctionName=f"{name}-copy")
+
+    assert client.call("PublishVersion", FunctionName=name)["FunctionVersion"] == "1"
+    client.call("CreateAlias", FunctionName=name, Name="prod", FunctionVersion="1")
+
     variables = {"Variables": [{"Key": "COLOUR", "Value": "blue & <grün>"}]}
     client.call("UpdateFunctionConfiguration", FunctionName=name, Environment=variables, Timeout=11)
     seen = client.settled(name)
     assert (seen["Timeout"], seen["Environment"], seen["MemorySize"]) == (11, variables, 256)
     answer = json.loads(client.invoke(name, 1)["RetMsg"])
     assert (answer["word"], answer["colour"], answer["limit_ms"]) == ("second", "blue & <grün>", 11_000)
+    answer = json.loads(client.invoke(name, 1, Qualifier="prod")["RetMsg"])
+    assert (answer["word"], answer["colour"], answer["limit_ms"]) == ("second", None, 7_000)
+
+    def kept() -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = client.call("GetFunctionLogs", FunctionName=name, Order="asc")["Data"]
+        return rows
+
+    until(lambda: [row["RetCode"] for row in kept()] == [0, 430, 0, 0, 0], within_s=10, what="all runs in the log")
+    assert (kept()[0]["RequestId"], kept()[0]["RetMsg"]) == (ran["FunctionRequestId"], "")
+    assert "ValueError: boom" in json.loads(kept()[1]["RetMsg"])["stackTrace"]
+    state = client.call("GetRequestStatus", FunctionName=name, FunctionRequestId=failed["FunctionRequestId"])
+    assert [row["RetCode"] for row in state["Data"]] == [-1]
 
     trigger = {"FunctionName": name, "TriggerName": "in", "Type": "ckafka"}
     desc = json.dumps({"topic": topic, "maxMsgNum": 1, "offset": "latest", "retry": 0})
@@ -166,6 +186,16 @@ def test_a_functions_whole_life(fabric: Fabric, sdk: Callable[[str], Sdk], way: 
     listed = client.call("ListTriggers", FunctionName=name)
     assert (listed["TotalCount"], listed["Triggers"][0]["TriggerName"]) == (1, "in")
     assert [t["TriggerName"] for t in client.call("GetFunction", FunctionName=name)["Triggers"]] == ["in"]
+
+    client.call("UpdateTrigger", **trigger, TriggerDesc=json.dumps({"maxMsgNum": 5, "concurrency": 2}))
+    listed = client.call("ListTriggers", FunctionName=name)
+    assert json.loads(listed["Triggers"][0]["TriggerDesc"]) == json.loads(desc) | {"maxMsgNum": 5, "concurrency": 2}
+    fabric.produce(topic, [(b"k", b"after the update", 0)])
+    until(lambda: fabric.lag(name) == 0, within_s=20, what="the record after the update finished")
+    until(
+        lambda: any("after the update" in line["line"] for line in fabric.lines(name)),
+        within_s=10, what="the record after the update in the log",
+    )  # fmt: skip
 
     client.call("DeleteTrigger", **trigger)
     assert client.call("ListTriggers", FunctionName=name)["TotalCount"] == 0
