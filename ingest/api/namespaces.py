@@ -142,9 +142,10 @@ def namespaces_of(services: Services, appid: str) -> Sequence[NamespaceRecord]:
     """All namespaces of a tenant, by name: those that were made, `default`, and any other that holds functions."""
     found = {n.name: n for n in services.namespaces.within(appid)}
     holding = [scope.rpartition("/")[2] for scope in services.functions.scopes(f"{appid}/")]
-    for name in (DEFAULT_NAMESPACE, *holding):
-        if name not in found:
-            found[name] = _fresh(services, appid, name)
+    unmade = {DEFAULT_NAMESPACE, *holding} - found.keys()
+    if unmade:
+        fresh = _fresh(services, appid, DEFAULT_NAMESPACE)
+        found |= {name: replace(fresh, name=name) for name in unmade}
     return [found[name] for name in sorted(found)]
 
 
