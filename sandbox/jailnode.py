@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sandbox.blanks import Blanks
 from sandbox.driver import WorkerExit
 from sandbox.isolation.cgroups import Group, GroupPool
 from sandbox.runner import rootfs
@@ -27,6 +28,9 @@ from schemas.records import StatusReason
 _FORK_TIMEOUT_S = 5.0
 _CHECK_TIMEOUT_S = 20.0
 _CREDENTIALS = struct.Struct("3i")
+_CLAIM = struct.Struct("!I")
+_BLANK_MIB = 32
+"""What a worker may use before it is claimed; it uses about 3 MiB."""
 _ADDRESS_SPACE_SLACK_MIB = 512
 """RLIMIT_AS counts what is mapped, not what is used; Python maps some hundred MiB that it never touches."""
 
@@ -34,21 +38,33 @@ _ADDRESS_SPACE_SLACK_MIB = 512
 class JailWorker:
     """One worker process. See sandbox.driver.Worker."""
 
-    def __init__(self, number: int, control: socket.socket, pipes: tuple[int, int], group: Group | None) -> None:
+    def __init__(
+        self,
+        control: socket.socket,
+        pipes: tuple[int, int],
+        group: Group | None,
+        give_back: Callable[[Group], None] | None,
+    ) -> None:
         self.pid = 0
         self.socket = control
         self.stdout_fd, self.stderr_fd = pipes
-        self._number, self._group = number, group
+        self._group, self._give_back = group, give_back
         self._pidfd = -1
         self._killed = False
         self._ended: asyncio.Future[WorkerExit] = asyncio.get_running_loop().create_future()
-        self._give_back: Callable[[Group], None] | None = None
         self._baseline = group.oom_kills() if group is not None else 0
 
-    def born(self, pid: int, give_back: Callable[[Group], None] | None) -> None:
+    def born(self, pid: int) -> None:
         """It said hello; from now on it can be killed by its descriptor, whatever becomes of the number."""
-        self.pid, self._give_back = pid, give_back
+        self.pid = pid
         self._pidfd = os.pidfd_open(pid)
+
+    def claim(self, wanted: dict[str, Any], *, memory_mib: int, cpus: float) -> None:
+        """Give a blank its limits, then tell it what it is to be. Raises OSError when it is dead."""
+        if self._group is not None:
+            self._group.limit(memory_mib=memory_mib, pids=WORKER_PIDS, cpus=cpus)
+        message = json.dumps(wanted).encode()
+        self.socket.send(_CLAIM.pack(len(message)) + message)  # the first bytes of an empty socket: they go whole
 
     def kill(self) -> None:
         """See the port."""
@@ -111,6 +127,8 @@ class JailNode:
         self._workers: dict[int, JailWorker] = {}
         self._numbers = 0
         self._alive = True
+        # Without cgroups nothing of a start takes long; `bare` is a weaker mode in which a start goes as it is.
+        self._blanks = Blanks(self._fork) if groups is not None and mode != "bare" else None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._forget: Callable[[JailNode], None] | None = None
 
@@ -125,10 +143,11 @@ class JailNode:
         return self._process.pid
 
     def watch(self, loop: asyncio.AbstractEventLoop, forget: Callable[[JailNode], None]) -> None:
-        """Begin to follow the zygote on this loop."""
+        """Begin to follow the zygote on this loop, and to make blank workers."""
         self._loop, self._forget = loop, forget
         self._control.setblocking(False)
         loop.add_reader(self._control.fileno(), self._hear)
+        self._fill()
 
     async def start_worker(self, spec: Spec, code_dir: Path, *, environment: dict[str, str]) -> JailWorker:
         """See the port; the environment reaches the worker with LOAD."""
@@ -138,7 +157,7 @@ class JailNode:
             scratch = self._home / f"tmp-{self._numbers + 1}"
             scratch.mkdir()
             wanted |= {"code_dir": str(self._home / "code" / spec.code_sha256), "scratch": str(scratch)}
-        return await self._fork(wanted, memory_mib=spec.memory_mib)
+        return await self._start(wanted, memory_mib=spec.memory_mib)
 
     async def check_code(self, spec: Spec, code_dir: Path) -> tuple[StatusReason, ...]:
         """See the port: a worker reads the source and says what it sees."""
@@ -147,7 +166,7 @@ class JailNode:
         wanted: dict[str, Any] = {"check": True, "handler": spec.handler, "code_dir": own, "bound": bound}
         if self._mode == "bare":
             wanted["scratch"] = str(self._home)
-        worker = await self._fork(wanted, memory_mib=512)
+        worker = await self._start(wanted, memory_mib=512)
         loop, said = asyncio.get_running_loop(), b""
         try:
             async with asyncio.timeout(_CHECK_TIMEOUT_S):
@@ -172,6 +191,8 @@ class JailNode:
         if self._loop is not None and self._control.fileno() >= 0:
             self._loop.remove_reader(self._control.fileno())
         self._alive = False
+        if self._blanks is not None:
+            self._blanks.close()
         self._process.kill()  # its child dies with it, and that is pid 1 of the node
         self._control.close()
         self._process.wait()
@@ -189,43 +210,75 @@ class JailNode:
                 raise WorkerStartFailed(f"the node can't take the package: {exc.strerror or exc}") from exc
         return f"{rootfs.CODE_ROOT}/{sha256}"
 
-    async def _fork(self, wanted: dict[str, Any], *, memory_mib: int) -> JailWorker:
+    async def _start(self, wanted: dict[str, Any], *, memory_mib: int) -> JailWorker:
+        """A worker that was told what it is to be: a blank one, or when there is none a new one."""
+        if not self._alive:
+            raise WorkerStartFailed("the node is gone")
+        if self._address_space:
+            wanted["address_space_mib"] = memory_mib + _ADDRESS_SPACE_SLACK_MIB
+        try:
+            blank = await self._blanks.take() if self._blanks is not None else None
+            if blank is not None:
+                with contextlib.suppress(WorkerStartFailed):  # it died a moment ago
+                    return self._claim(blank, wanted, memory_mib)
+            return self._claim(await self._fork(), wanted, memory_mib)
+        finally:
+            self._fill()
+
+    def _claim(self, worker: JailWorker, wanted: dict[str, Any], memory_mib: int) -> JailWorker:
+        try:
+            worker.claim(wanted, memory_mib=memory_mib, cpus=self._cpus)
+        except OSError as exc:
+            said = _drain(worker.stderr_fd)
+            worker.close()
+            raise WorkerStartFailed(f"no worker: {said or exc!r}") from exc
+        return worker
+
+    def _fill(self) -> None:
+        if self._alive and self._blanks is not None:
+            self._blanks.fill()
+
+    async def _fork(self) -> JailWorker:
+        """A blank worker, in its namespaces and its cgroup. Cancelled, it leaves nothing."""
         if not self._alive:
             raise WorkerStartFailed("the node is gone")
         self._numbers += 1
+        number = self._numbers
         ours, theirs = socket.socketpair()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         ours.setblocking(False)
         out, err = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
         os.set_blocking(out[0], False)
         os.set_blocking(err[0], False)
-        group = self._group(memory_mib)
+        group = self._group()
         procs = group.open_procs() if group is not None else []
-        worker = JailWorker(self._numbers, ours, (out[0], err[0]), group)
-        self._workers[self._numbers] = worker
-        if self._address_space:
-            wanted["address_space_mib"] = memory_mib + _ADDRESS_SPACE_SLACK_MIB
-        message = json.dumps({"id": self._numbers, **wanted}).encode()
+        worker = JailWorker(ours, (out[0], err[0]), group, self._groups.give_back if self._groups else None)
+        self._workers[number] = worker
         try:
-            socket.send_fds(self._control, [message], [theirs.fileno(), out[1], err[1], *procs])
-            worker.born(await self._hello(ours), self._groups.give_back if self._groups else None)
+            try:
+                message = json.dumps({"id": number}).encode()
+                socket.send_fds(self._control, [message], [theirs.fileno(), out[1], err[1], *procs])
+            finally:
+                theirs.close()
+                for fd in (out[1], err[1], *procs):
+                    os.close(fd)
+            worker.born(await self._hello(ours))
         except (OSError, TimeoutError) as exc:
             said = _drain(err[0])
             worker.close()
             raise WorkerStartFailed(f"no worker: {said or exc!r}") from exc
-        finally:
-            theirs.close()
-            for fd in (out[1], err[1], *procs):
-                os.close(fd)
+        except BaseException:
+            worker.close()
+            raise
         if self._groups is not None:
             asyncio.get_running_loop().run_in_executor(None, self._groups.refill)
         return worker
 
-    def _group(self, memory_mib: int) -> Group | None:
+    def _group(self) -> Group | None:
         if self._groups is None:
             return None
         group = self._groups.take()
-        group.limit(memory_mib=memory_mib, pids=WORKER_PIDS, cpus=self._cpus)
+        group.limit(memory_mib=_BLANK_MIB, pids=WORKER_PIDS, cpus=self._cpus)
         return group
 
     async def _hello(self, ours: socket.socket) -> int:
@@ -266,6 +319,8 @@ class JailNode:
             worker = self._workers.pop(said["id"], None)
             if worker is not None:
                 worker.ended(said["exited"], said["peak_kib"])
+                if self._blanks is not None:
+                    self._blanks.lost(worker)
 
     def _gone(self) -> None:
         self.end()

@@ -88,8 +88,11 @@ class Group:
             folder.mkdir()
 
     def limit(self, *, memory_mib: int, pids: int, cpus: float) -> None:
-        """Set the limits; memory counts everything, also files on a tmpfs."""
+        """Set the limits, also again and higher; memory counts everything, also files on a tmpfs."""
         v2 = self._hierarchy.version == 2
+        if not v2:
+            with contextlib.suppress(OSError):  # memory and swap together may never be less than memory
+                self._write("memory", "memory.memsw.limit_in_bytes", "-1")
         self._write("memory", "memory.max" if v2 else "memory.limit_in_bytes", str(memory_mib * MIB))
         with contextlib.suppress(OSError):  # only where swap is accounted
             self._write(

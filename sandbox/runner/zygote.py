@@ -86,7 +86,7 @@ def _serve(node: Node) -> None:
                 data, fds = kernel.recv_with_fds(node.control)
                 if not data:
                     os._exit(0)
-                _fork(node, json.loads(data), fds)
+                _fork(node, json.loads(data)["id"], fds)
 
 
 def _reap(node: Node) -> None:
@@ -103,31 +103,31 @@ def _reap(node: Node) -> None:
             node.control.send(json.dumps(ended).encode())
 
 
-def _fork(node: Node, wanted: dict[str, Any], fds: list[int]) -> None:
-    """Two forks: the first joins the cgroups and leaves the namespaces, the second is pid 1 of the worker's own."""
+def _fork(node: Node, number: int, fds: list[int]) -> None:
+    """Two forks: the first joins the cgroups and leaves the namespaces, the second is pid 1 of the worker's own and waits to be claimed."""
     if node.mode == "bare":
         pid = os.fork()
         if pid == 0:
-            _be_worker(node, wanted, fds)
-        node.children[pid] = wanted["id"]
+            _be_worker(node, fds)
+        node.children[pid] = number
     else:
         read, write = os.pipe()
         middle = os.fork()
         if middle == 0:
-            _be_middle(node, wanted, fds, write)
+            _be_middle(node, fds, write)
         os.close(write)
         pid = int.from_bytes(os.read(read, 4), "little")
         os.close(read)
         os.waitpid(middle, 0)
         if pid:
-            node.children[pid] = wanted["id"]
+            node.children[pid] = number
         else:
-            node.control.send(json.dumps({"id": wanted["id"], "exited": 1, "peak_kib": 0}).encode())
+            node.control.send(json.dumps({"id": number, "exited": 1, "peak_kib": 0}).encode())
     for fd in fds:
         os.close(fd)
 
 
-def _be_middle(node: Node, wanted: dict[str, Any], fds: list[int], report: int) -> NoReturn:
+def _be_middle(node: Node, fds: list[int], report: int) -> NoReturn:
     try:
         for fd in fds[3:]:
             os.write(fd, b"0")  # cgroup.procs, opened by the agent: it moves the writer
@@ -135,7 +135,7 @@ def _be_middle(node: Node, wanted: dict[str, Any], fds: list[int], report: int) 
         pid = os.fork()
         if pid == 0:
             os.close(report)
-            _be_worker(node, wanted, fds)
+            _be_worker(node, fds)
         os.write(report, pid.to_bytes(4, "little"))
     except OSError as exc:
         os.write(fds[2], f"penstock: no worker: {exc}\n".encode())
@@ -143,12 +143,13 @@ def _be_middle(node: Node, wanted: dict[str, Any], fds: list[int], report: int) 
     os._exit(0)
 
 
-def _be_worker(node: Node, wanted: dict[str, Any], fds: list[int]) -> NoReturn:
+def _be_worker(node: Node, fds: list[int]) -> NoReturn:
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         sock = _descriptors(fds)
         sock.sendall(b"\0")  # its credentials tell the agent our pid outside
+        wanted = _claim(sock)
         _confine(node, wanted)
         if wanted.get("check"):
             reasons = codecheck.check(wanted["handler"], wanted["code_dir"])
@@ -161,6 +162,20 @@ def _be_worker(node: Node, wanted: dict[str, Any], fds: list[int]) -> NoReturn:
         os.write(2, f"penstock: worker ended: {type(exc).__name__}: {exc}\n".encode())
         os._exit(1)
     os._exit(0)
+
+
+def _claim(sock: socket.socket) -> dict[str, Any]:
+    """Wait to be told what to be: until then this is a blank, which nothing of any function has reached."""
+    size = int.from_bytes(_exactly(sock, 4), "big")
+    wanted: dict[str, Any] = json.loads(_exactly(sock, size))
+    return wanted
+
+
+def _exactly(sock: socket.socket, size: int) -> bytes:
+    data = sock.recv(size, socket.MSG_WAITALL)
+    if len(data) < size:
+        os._exit(0)  # the agent has no use for it
+    return data
 
 
 def _leave(code: object) -> NoReturn:
