@@ -87,7 +87,10 @@ def _pip(lock: str) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
     try:
         run = subprocess.run(
-            [*command, "--require-hashes", "-r", str(path)], capture_output=True, timeout=_PIP_TIMEOUT_S, check=False
+            [*command, "--no-deps", "--require-hashes", "-r", str(path)],
+            capture_output=True,
+            timeout=_PIP_TIMEOUT_S,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise SetupError(f"pip install -r {path} did not finish: {exc}") from exc
