@@ -32,9 +32,10 @@ _WAITED_S = 0.0005
 _AHEAD = 2
 """Batches handed over that the loop has not taken: a loop that is late bounds what it gets, before it can say `hold`."""
 _COMMIT_EVERY_S = 0.05
+_COMMITS_OUT = 128
 _ANSWER_S = 1.0
-"""A commit waits for the answer to the last one, but not longer: an answer comes behind the prefetched records, so while the loop holds
-it is late.
+"""With so many commits unanswered the next one waits longer. An answer comes behind the prefetched records, so while the loop holds it is
+late.
 """
 _REVOKE_DEADLINE_S = 2.0
 _LAST_COMMIT_S = 0.5
@@ -289,7 +290,7 @@ class GroupConsumer:
         if not self._commits.waiting:
             return
         since_s = time.monotonic() - self._committed_mono_s
-        if since_s >= (_ANSWER_S if self._commits_out else _COMMIT_EVERY_S):
+        if since_s >= (_COMMIT_EVERY_S if self._commits_out < _COMMITS_OUT else _ANSWER_S):
             self._committed_mono_s = time.monotonic()
             self._commits_out += 1
             consumer.commit(offsets=self._marked(), asynchronous=True)
