@@ -34,7 +34,6 @@ STANDS_FOR_GOOD: Final = 10
 THREAD_STOP_S: Final = 1.0
 _VERSION: Final = "v"
 _MESSAGES: Final = 100
-_NEVER_S: Final = 1e9
 _NOISY: Final = (
     "aiokafka",
     "aiokafka.conn",
@@ -78,9 +77,6 @@ def build_app(
         table_standby_replicas=0,  # a copy of another worker's state would be taken for one's own
         stream_recovery_delay=0.0,
         stream_wait_empty=False,
-        # Both only log, and take a quiet topic for a stuck one.
-        stream_processing_timeout=_NEVER_S,
-        broker_commit_livelock_soft_timeout=_NEVER_S,
     )
 
 
@@ -128,6 +124,12 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         # Faust fixes it at 1.5 s, and partitions that become ready during one fetch wait for its end.
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # noqa: SLF001 - there is no setting for it
         return consumer
+
+    def verify_event_path(self, now: float, tp: Any) -> None:
+        """Faust's only logs, takes a quiet topic for a stuck one, and ends the worker when a position is not known at that moment."""
+
+    def verify_recovery_event_path(self, now: float, tp: Any) -> None:
+        """As `verify_event_path`."""
 
     async def seek_to_committed(self) -> Any:
         """Faust's own leaves partitions where they are that have nothing committed, or 0, though it dropped what it had fetched."""
