@@ -30,7 +30,7 @@ _CHECK_TIMEOUT_S = 20.0
 _CREDENTIALS = struct.Struct("3i")
 _CLAIM = struct.Struct("!I")
 _BLANK_MIB = 32
-"""What a worker may use before it is claimed; it uses about 3 MiB."""
+"""What a worker may use before it is claimed."""
 _ADDRESS_SPACE_SLACK_MIB = 512
 """RLIMIT_AS counts what is mapped, not what is used; Python maps some hundred MiB that it never touches."""
 

@@ -176,10 +176,7 @@ class FaustReader:
         return end
 
     async def rewind(self, place: Place, offset: int) -> None:
-        try:
-            await self._app.consumer.seek_wait({TP(*place): offset})
-        except (KafkaError, TimeoutError) as exc:
-            _log.warning("could not read again; a rebalance does", **place._asdict(), why=repr(exc))
+        await _read_again(self._app, {TP(*place): offset})
 
     def accept_hole(self, place: Place, offset: int) -> None:
         self._app.consumer._committed_offset[TP(*place)] = offset  # noqa: SLF001 - or it never commits past the hole
@@ -213,10 +210,16 @@ class RecoveryWatch:
         _log.warning(
             "changelogs stand still; reading again", partitions=sorted(f"{tp.topic}/{tp.partition}" for tp in stands)
         )
-        try:
-            await self._app.consumer.seek_wait(stands)
-        except (KafkaError, TimeoutError) as exc:
-            _log.warning("could not read again", why=repr(exc))
+        await _read_again(self._app, stands)
+
+
+async def _read_again(app: Any, offsets: Mapping[Any, int]) -> None:
+    """Have partitions delivered again from these offsets. A failure is only logged: the next look, or a rebalance, does it."""
+    try:
+        await app.consumer.seek_wait(offsets)
+    except (KafkaError, TimeoutError) as exc:
+        where = {f"{tp.topic}/{tp.partition}": offset for tp, offset in offsets.items()}
+        _log.warning("could not read again", offsets=where, why=repr(exc))
 
 
 class _ChangelogTable(faust.tables.table.Table[bytes, bytes]):

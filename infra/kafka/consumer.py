@@ -33,10 +33,8 @@ _AHEAD = 2
 """Batches handed over that the loop has not taken: a loop that is late bounds what it gets, before it can say `hold`."""
 _COMMIT_EVERY_S = 0.05
 _COMMITS_OUT = 128
-_ANSWER_S = 1.0
-"""With so many commits unanswered the next one waits longer. An answer comes behind the prefetched records, so while the loop holds it is
-late.
-"""
+"""So many commits unanswered make the next one wait longer. An answer comes behind the prefetched records: late, while the loop holds."""
+_COMMIT_SELDOM_S = 1.0
 _REVOKE_DEADLINE_S = 2.0
 _LAST_COMMIT_S = 0.5
 _LONG_HOLD_S = 5.0
@@ -153,7 +151,7 @@ class GroupConsumer:
         self._paused_by_hold = False
         self._user_paused: set[int] = set()
         self._stopping = threading.Event()
-        self._committed_mono_s = -_ANSWER_S
+        self._committed_mono_s = -_COMMIT_SELDOM_S
         self._commits_out = 0
         self._thread = threading.Thread(target=self._run, name=f"kafka-{group_id}", daemon=True)
 
@@ -290,7 +288,7 @@ class GroupConsumer:
         if not self._commits.waiting:
             return
         since_s = time.monotonic() - self._committed_mono_s
-        if since_s >= (_COMMIT_EVERY_S if self._commits_out < _COMMITS_OUT else _ANSWER_S):
+        if since_s >= (_COMMIT_EVERY_S if self._commits_out < _COMMITS_OUT else _COMMIT_SELDOM_S):
             self._committed_mono_s = time.monotonic()
             self._commits_out += 1
             consumer.commit(offsets=self._marked(), asynchronous=True)

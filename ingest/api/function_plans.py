@@ -183,20 +183,12 @@ def plan_copy(
         )
     described = source.description if request.copy_configuration else None
     description = described if request.description is None else request.description
+    whole = replace(source.serving, version=LATEST)
     if existing is None:
-        base = source.serving if request.copy_configuration else _unset(source.serving)
-        config = replace(base, version=LATEST)
+        config = whole if request.copy_configuration else _unset(whole)
         return _plan_new(call, key=key, config=config, description=description or "", command_id=command_id)
-    config = replace(source.serving, version=LATEST)
     kept = check_update(existing)
-    if not request.copy_configuration:
-        config = replace(
-            kept,
-            code_sha256=config.code_sha256,
-            code_size=config.code_size,
-            handler=config.handler,
-            runtime=config.runtime,
-        )
+    config = whole if request.copy_configuration else _with_code(kept, whole)
     return _plan_update(
         existing, call, key=key, config=config, description=description, command_id=command_id, publish=False
     )
@@ -210,6 +202,17 @@ def _unset(config: FunctionConfig) -> FunctionConfig:
         timeout_s=TIMEOUT_DEFAULT_S,
         init_timeout_s=INIT_TIMEOUT_DEFAULT_S,
         environment={},
+    )
+
+
+def _with_code(config: FunctionConfig, other: FunctionConfig) -> FunctionConfig:
+    """A configuration with the code of another one."""
+    return replace(
+        config,
+        code_sha256=other.code_sha256,
+        code_size=other.code_size,
+        handler=other.handler,
+        runtime=other.runtime,
     )
 
 

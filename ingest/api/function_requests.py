@@ -142,6 +142,7 @@ def _handler() -> Any:
     )
 
 
+# A field of a class hides the declaration of the same name from the fields below it.
 def _new_function_name() -> Any:
     return function_name()
 

@@ -76,8 +76,9 @@ def status_of(error: str) -> int:
         found = _STATUS.search(error)
         return int(found[1]) if found is not None else int(RunStatus.USER_EXCEPTION)
     status = body.get("statusCode") if isinstance(body, dict) else None
-    good = isinstance(status, int) and not isinstance(status, bool) and 400 <= status <= 599
-    return status if good and isinstance(status, int) else int(RunStatus.USER_EXCEPTION)
+    if isinstance(status, int) and not isinstance(status, bool) and 400 <= status <= 599:
+        return status
+    return int(RunStatus.USER_EXCEPTION)
 
 
 def passes(run: Run, wanted: str) -> bool:

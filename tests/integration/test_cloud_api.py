@@ -173,16 +173,19 @@ def test_a_functions_whole_life(fabric: Fabric, sdk: Callable[[str], Sdk], way: 
     state = client.call("GetRequestStatus", FunctionName=name, FunctionRequestId=failed["FunctionRequestId"])
     assert [row["RetCode"] for row in state["Data"]] == [-1]
 
+    def run_by_topic(text: str) -> None:
+        fabric.produce(topic, [(b"k", text.encode(), 0)])
+        until(lambda: fabric.lag(name) == 0, within_s=20, what=f"the record {text!r} finished")
+        until(
+            lambda: any(text in line["line"] for line in fabric.lines(name)),
+            within_s=10, what=f"the record {text!r} in the log",
+        )  # fmt: skip
+
     trigger = {"FunctionName": name, "TriggerName": "in", "Type": "ckafka"}
     desc = json.dumps({"topic": topic, "maxMsgNum": 1, "offset": "latest", "retry": 0})
     info = client.call("CreateTrigger", **trigger, TriggerDesc=desc, Enable="OPEN")["TriggerInfo"]
     assert (info["TriggerName"], info["Enable"], info["Type"]) == ("in", 1, "ckafka")
-    fabric.produce(topic, [(b"k", b"by the topic", 0)])
-    until(lambda: fabric.lag(name) == 0, within_s=20, what="the record finished")
-    until(
-        lambda: any("by the topic" in line["line"] for line in fabric.lines(name)),
-        within_s=10, what="the record in the log",
-    )  # fmt: skip
+    run_by_topic("by the topic")
     listed = client.call("ListTriggers", FunctionName=name)
     assert (listed["TotalCount"], listed["Triggers"][0]["TriggerName"]) == (1, "in")
     assert [t["TriggerName"] for t in client.call("GetFunction", FunctionName=name)["Triggers"]] == ["in"]
@@ -190,12 +193,7 @@ def test_a_functions_whole_life(fabric: Fabric, sdk: Callable[[str], Sdk], way: 
     client.call("UpdateTrigger", **trigger, TriggerDesc=json.dumps({"maxMsgNum": 5, "concurrency": 2}))
     listed = client.call("ListTriggers", FunctionName=name)
     assert json.loads(listed["Triggers"][0]["TriggerDesc"]) == json.loads(desc) | {"maxMsgNum": 5, "concurrency": 2}
-    fabric.produce(topic, [(b"k", b"after the update", 0)])
-    until(lambda: fabric.lag(name) == 0, within_s=20, what="the record after the update finished")
-    until(
-        lambda: any("after the update" in line["line"] for line in fabric.lines(name)),
-        within_s=10, what="the record after the update in the log",
-    )  # fmt: skip
+    run_by_topic("after the update")
 
     client.call("DeleteTrigger", **trigger)
     assert client.call("ListTriggers", FunctionName=name)["TotalCount"] == 0

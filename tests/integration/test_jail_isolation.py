@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import select
 import socket
@@ -15,6 +14,7 @@ import pytest
 from sandbox.jail import JailConfig, JailDriver
 from sandbox.jailnode import JailNode
 from schemas.errors import IsolationUnavailable
+from tests.agent_client import until
 from tests.jail_client import Ended, Talk, package, spec, started
 
 pytestmark = [
@@ -350,30 +350,31 @@ async def test_weaker_modes_run_functions_and_name_what_is_missing(
     await weaker.close()
 
 
-async def blank_pids(driver: JailDriver) -> list[int]:
-    """Processes in worker groups of this driver once there are two."""
+async def blank_pids() -> list[int]:
+    """Processes in worker groups of this test's driver once there are two."""
     parent = Path(f"/sys/fs/cgroup/memory/penstock-{os.getpid():08x}")
-    async with asyncio.timeout(10):
-        while True:
-            pids = [int(p) for f in parent.glob("w*/cgroup.procs") for p in f.read_text().split()]
-            if len(pids) == 2:
-                return pids
-            await asyncio.sleep(0.01)
+
+    def both() -> list[int] | None:
+        pids = [int(p) for f in parent.glob("w*/cgroup.procs") for p in f.read_text().split()]
+        return pids if len(pids) == 2 else None
+
+    found: list[int] = await until(both, 10)
+    return found
 
 
 @pytest.mark.skipif(not Path("/sys/fs/cgroup/memory").exists(), reason="reads groups of version 1")
 async def test_a_blank_worker_gets_the_functions_limits_at_its_claim_and_a_dead_one_harms_no_start(
-    driver: JailDriver, node: JailNode, tmp_path: Path
+    node: JailNode, tmp_path: Path
 ) -> None:
     code = package(tmp_path / "claimed", TRY)
-    waiting = await blank_pids(driver)
+    waiting = await blank_pids()
     talk = await started(node, code, spec(memory_mib=192))
     assert talk.worker.pid in waiting, "the start did not claim a blank"
     group = Path(f"/proc/{talk.worker.pid}/cgroup").read_text().split("memory:")[1].split()[0]
     assert int(Path(f"/sys/fs/cgroup/memory{group}/memory.limit_in_bytes").read_text()) == 192 << 20
     talk.worker.close()
     await talk.worker.exited()
-    for pid in await blank_pids(driver):
+    for pid in await blank_pids():
         ended = os.pidfd_open(pid)
         os.kill(pid, 9)
         assert select.select([ended], [], [], 5)[0]  # blocks the loop: the node can't have heard of it
