@@ -73,6 +73,9 @@ class CodeCache:
         self._fetching: dict[str, asyncio.Task[None]] = {}
         self._renames = asyncio.Lock()
         """Held while an entry appears or disappears, so that a fetch never meets the removal of the same entry."""
+        self._evicting = asyncio.Lock()
+        """One eviction at a time: what another is removing is not counted as room twice."""
+        self._evictor: asyncio.Task[None] | None = None
         self._boot = ""
         self._trash = 0
 
@@ -90,7 +93,7 @@ class CodeCache:
 
     async def close(self) -> None:
         """Stop fetching; the entries stay for the next agent."""
-        tasks = list(self._fetching.values())
+        tasks = [*self._fetching.values(), *([self._evictor] if self._evictor is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -117,6 +120,7 @@ class CodeCache:
         entry = self._entries.get(sha256)
         if entry is not None:
             entry.holders -= 1
+            self._evict_later()
 
     async def _fetched(self, sha256: str) -> None:
         task = self._fetching.get(sha256)
@@ -168,18 +172,27 @@ class CodeCache:
         marker.rename(self._folder / f"{sha256}.json")
         return _Entry(target, disk_bytes)
 
+    def _evict_later(self) -> None:
+        """For what could not go while it was held."""
+        if self.disk_bytes > self._limit and (self._evictor is None or self._evictor.done()):
+            self._evictor = asyncio.get_running_loop().create_task(self._evict())
+
     async def _evict(self) -> None:
-        over = self.disk_bytes - self._limit
-        for sha256, entry in list(self._entries.items()):
-            if over <= 0:
-                return
-            async with self._renames:
-                if entry.holders or self._entries.get(sha256) is not entry:
-                    continue
-                del self._entries[sha256]
-                trash = await asyncio.to_thread(self._withdraw, sha256)
-            over -= entry.disk_bytes
-            await asyncio.to_thread(shutil.rmtree, trash, ignore_errors=True)
+        async with self._evicting:
+            while (sha256 := self._victim()) is not None:
+                async with self._renames:
+                    trash = await asyncio.to_thread(self._withdraw, sha256)
+                await asyncio.to_thread(shutil.rmtree, trash, ignore_errors=True)
+
+    def _victim(self) -> str | None:
+        """Takes out the least recently used entry that nobody holds, while there is too much; the newest one stays."""
+        if self.disk_bytes <= self._limit:
+            return None
+        *older, _ = self._entries
+        victim = next((sha256 for sha256 in older if not self._entries[sha256].holders), None)
+        if victim is not None:
+            del self._entries[victim]
+        return victim
 
     def _withdraw(self, sha256: str) -> Path:
         (self._folder / f"{sha256}.json").unlink(missing_ok=True)
