@@ -12,7 +12,7 @@ import asyncio
 import json
 import os
 import shutil
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +70,7 @@ class CodeCache:
     ) -> None:
         self._folder, self._source, self._bucket, self._limit = folder, source, bucket, limit_bytes
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._wanted: Counter[str] = Counter()
         self._fetching: dict[str, asyncio.Task[None]] = {}
         self._renames = asyncio.Lock()
         """Held while an entry appears or disappears, so that a fetch never meets the removal of the same entry."""
@@ -108,10 +109,16 @@ class CodeCache:
             PlatformError: the disk does not take it.
         """
         fetched = False
-        while (entry := self._entries.get(sha256)) is None:  # it can be evicted again before we are back
-            fetched = True
-            await self._fetched(sha256)
-        entry.holders += 1
+        self._wanted[sha256] += 1  # else it could be evicted before we are back
+        try:
+            while (entry := self._entries.get(sha256)) is None:
+                fetched = True
+                await self._fetched(sha256)
+            entry.holders += 1
+        finally:
+            self._wanted[sha256] -= 1
+            if not self._wanted[sha256]:
+                del self._wanted[sha256]
         self._entries.move_to_end(sha256)
         return CodeLease(self, sha256, entry.path, fetched=fetched)
 
@@ -140,11 +147,7 @@ class CodeCache:
         except OSError as exc:
             raise PlatformError(f"the code cache can't hold package {sha256[:12]}: {exc.strerror or exc}") from exc
         self._entries[sha256] = entry
-        entry.holders += 1  # the newest entry stays, even when it alone is over the limit
-        try:
-            await self._evict()
-        finally:
-            entry.holders -= 1
+        await self._evict()
 
     def _fetch_ended(self, sha256: str, task: asyncio.Task[None]) -> None:
         self._fetching.pop(sha256, None)
@@ -185,11 +188,11 @@ class CodeCache:
                 await asyncio.to_thread(shutil.rmtree, trash, ignore_errors=True)
 
     def _victim(self) -> str | None:
-        """Takes out the least recently used entry that nobody holds, while there is too much; the newest one stays."""
+        """Takes out the least recently used entry that nobody holds or waits for, while there is too much; the newest one stays."""
         if self.disk_bytes <= self._limit:
             return None
         *older, _ = self._entries
-        victim = next((sha256 for sha256 in older if not self._entries[sha256].holders), None)
+        victim = next((key for key in older if not self._entries[key].holders and key not in self._wanted), None)
         if victim is not None:
             del self._entries[victim]
         return victim
