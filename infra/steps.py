@@ -1,7 +1,8 @@
 """The idempotent step loop of a sub-resource module: one step record in, one result record out, then the commit.
 
 At least once: a step may be delivered again after a crash or rebalance. `handle` must therefore be idempotent by the step's key and
-operation; within one process the last 1,000 results are remembered by `step_id`, and such a step is answered without running again.
+operation; within one process the last 1,000 results are remembered by `step_id`, and such a step is answered without running again. What may
+succeed later is answered so at once: the workflow waits and sends the step again, and the steps behind it go on meanwhile.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 from infra.clock import unix_ms
+from infra.faults import fault
 from infra.kafka.clients import Cluster
 from infra.kafka.commits import Mark
 from infra.kafka.consumer import Assigned, GroupConsumer, Record
@@ -19,19 +22,25 @@ from infra.kafka.producer import Producer
 from schemas import avro
 from schemas.errors import BrokerUnavailable, PenstockError, WireError
 from schemas.records import StatusReason, StepCommand, StepResult
-from schemas.topics import STEP_RESULTS
+from schemas.topics import STEP_RESULTS, STEP_TOPICS
 
 _LOG = logging.getLogger("infra.steps")
 _REMEMBERED = 1_000
 _QUEUED = 1_000
+_STEP_S = 60.0
 Reasons = tuple[StatusReason, ...]
+
+
+class _Answer(NamedTuple):
+    reasons: Reasons = ()
+    retryable: bool = False
 
 
 class StepLoop:
     """Consumes one module's step topic, one step after another.
 
-    `handle` returns the reasons why the step failed, none when it succeeded. A retryable PenstockError is tried again with back-off
-    (0.1 s × 2 ≤ 5 s) as long as it takes: the saga waits and says so; any other exception fails the step as InternalError.
+    `handle` returns the reasons why the step failed, none when it succeeded. A retryable PenstockError, and taking longer than a minute, is
+    answered as retryable; any other exception fails the step as InternalError.
     """
 
     def __init__(
@@ -40,18 +49,17 @@ class StepLoop:
         producer: Producer,
         *,
         module: str,
-        topic: str,
         instance_id: str,
         handle: Callable[[StepCommand], Awaitable[Reasons]],
     ) -> None:
         self._producer, self._module, self._handle = producer, module, handle
-        self._results: OrderedDict[str, Reasons] = OrderedDict()
+        self._results: OrderedDict[str, _Answer] = OrderedDict()
         self._queue: asyncio.Queue[tuple[int, Record]] = asyncio.Queue()
         self._epochs: dict[int, int] = {}
         self._held = False
         self._consumer = GroupConsumer(
             cluster,
-            topic=topic,
+            topic=STEP_TOPICS[module],
             group_id=f"penstock.steps.{module}",
             instance_id=instance_id,
             events=self,
@@ -79,32 +87,42 @@ class StepLoop:
         except WireError as exc:
             _LOG.warning("step record %d@%d skipped: %s", record.partition, record.offset, exc)
         else:
-            reasons = self._results.get(step.step_id)
-            if reasons is None:
-                reasons = await self._attempt(step)
-                self._results[step.step_id] = reasons
+            fault(f"step.{step.module}.{step.operation}.taken")
+            answer = self._results.get(step.step_id) or await self._attempt(step)
+            if not answer.retryable:
+                self._results[step.step_id] = answer
                 while len(self._results) > _REMEMBERED:
                     self._results.popitem(last=False)
-            await self._answer(step, reasons)
+            fault(f"step.{step.module}.{step.operation}.done")
+            await self._answer(step, answer)
+            fault(f"step.{step.module}.{step.operation}.answered")
         self._consumer.commit({record.partition: Mark(epoch, record.offset + 1, str(epoch))})
 
-    async def _attempt(self, step: StepCommand) -> Reasons:
-        pause_s = 0.1
-        while True:
-            try:
-                return await self._handle(step)
-            except PenstockError as exc:
-                if not exc.retryable:
-                    return (StatusReason(exc.code, str(exc)),)
-                _LOG.warning("step %s of %s waits: %s", step.operation, step.key, exc)
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, 5.0)
-            except Exception:  # noqa: BLE001 - one broken step must not end its module
-                _LOG.exception("step %s of %s failed", step.operation, step.key)
-                return (StatusReason("InternalError", f"the {self._module} module failed on this step"),)
+    async def _attempt(self, step: StepCommand) -> _Answer:
+        try:
+            async with asyncio.timeout(_STEP_S):
+                return _Answer(await self._handle(step))
+        except TimeoutError:
+            why = f"the {self._module} module was not done with {step.operation} within {_STEP_S:g} s"
+            return _Answer((StatusReason("ResourceUnavailable", why),), retryable=True)
+        except PenstockError as exc:
+            _LOG.warning("step %s of %s: %s", step.operation, step.key, exc)
+            return _Answer((StatusReason(exc.code, str(exc)),), retryable=exc.retryable)
+        except Exception:  # noqa: BLE001 - one broken step must not end its module
+            _LOG.exception("step %s of %s failed", step.operation, step.key)
+            return _Answer((StatusReason("InternalError", f"the {self._module} module failed on this step"),))
 
-    async def _answer(self, step: StepCommand, reasons: Reasons) -> None:
-        result = StepResult(step.step_id, step.saga_id, self._module, step.key, unix_ms(), reasons)
+    async def _answer(self, step: StepCommand, answer: _Answer) -> None:
+        result = StepResult(
+            step.step_id,
+            step.saga_id,
+            self._module,
+            step.key,
+            unix_ms(),
+            answer.reasons,
+            step.attempt,
+            answer.retryable,
+        )
         while True:
             try:
                 await self._producer.send(STEP_RESULTS, key=step.key.encode(), value=avro.encode(result))

@@ -107,6 +107,12 @@ class Resolver:
             return RunStatus.FUNCTION_STATE, f"function {key.namespace}/{key.name} is {record.status}, not Active"
         return spec
 
+    def forget(self, key: FunctionKey) -> None:
+        """Drop what is remembered of a function that goes."""
+        self._specs.pop(key, None)
+        for at in [at for at in self._of_versions if at[0] == key]:
+            del self._of_versions[at]
+
     def split(self, key: FunctionKey, qualifier: str) -> Split | None:
         """How calls by this qualifier divide now; None when all of them go to one version."""
         alias = alias_named(self._aliases, key, qualifier)

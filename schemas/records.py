@@ -224,7 +224,7 @@ class Outcome:
 class StepCommand:
     """One step for a sub-resource module; topic penstock.steps.<module>.v1, keyed by resource.
 
-    `step_id` is the idempotency key: equal for every delivery of the same step of the same saga.
+    `step_id` is the idempotency key: equal for every attempt and delivery of the same step of the same saga.
     """
 
     step_id: str
@@ -234,11 +234,15 @@ class StepCommand:
     key: str
     unix_ms: int
     config: FunctionConfig | None = None
+    attempt: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Answer of a module; topic penstock.steps.results.v1, keyed by resource. `reasons` empty means it succeeded."""
+    """Answer of a module; topic penstock.steps.results.v1, keyed by resource. `reasons` empty means it succeeded.
+
+    `attempt` is the one that is answered; `retryable` says that another one may succeed.
+    """
 
     step_id: str
     saga_id: str
@@ -246,6 +250,48 @@ class StepResult:
     key: str
     unix_ms: int
     reasons: tuple[StatusReason, ...] = ()
+    attempt: int = 1
+    retryable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowEvent:
+    """One thing that a workflow was given, and what it decided.
+
+    `given` is begin, done, failed, retryable, timer or abandon; `step_id`, `attempt` and `reasons` belong to it. `decided` is send (a step goes
+    out: `module`, `operation`, `sent_step_id`, `sent_attempt`; again at `due_unix_ms` if there is no answer), rest (until `due_unix_ms`),
+    succeeded or failed.
+    """
+
+    unix_ms: int
+    given: str
+    decided: str
+    step_id: str = ""
+    attempt: int = 0
+    reasons: tuple[StatusReason, ...] = ()
+    module: str = ""
+    operation: str = ""
+    sent_step_id: str = ""
+    sent_attempt: int = 0
+    due_unix_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowRecord:
+    """History of one workflow; compacted topic penstock.control.history.v1, keyed by `saga_id`, kept 7 days.
+
+    `key` is the resource's; `state` is running, undoing, succeeded or failed. `left_out` events (repeated attempts) were not kept.
+    """
+
+    seq: int
+    saga_id: str
+    key: str
+    workflow: str
+    state: str
+    began_unix_ms: int
+    unix_ms: int
+    events: tuple[WorkflowEvent, ...] = ()
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)

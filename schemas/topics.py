@@ -19,7 +19,8 @@ HOUR_MS: Final = 3_600_000
 class TopicSpec:
     """One topic as it must be.
 
-    `record` is the class that its values carry; `retention_ms` None with `compacted` means kept for ever by key.
+    `record` is the class that its values carry; `retention_ms` None with `compacted` means kept for ever by key, and else the newest of a
+    key goes too when it is that old.
     """
 
     name: str
@@ -32,7 +33,8 @@ class TopicSpec:
 
     def config(self) -> dict[str, str]:
         """Topic configuration for CreateTopics."""
-        config = {"cleanup.policy": "compact" if self.compacted else "delete", "compression.type": "producer"}
+        policies = [*(["compact"] if self.compacted else []), *(["delete"] if self.retention_ms is not None else [])]
+        config = {"cleanup.policy": ",".join(policies), "compression.type": "producer"}
         if self.compacted:
             config |= {"min.cleanable.dirty.ratio": "0.1", "segment.ms": "600000", "delete.retention.ms": str(HOUR_MS)}
         if self.retention_ms is not None:
@@ -41,6 +43,7 @@ class TopicSpec:
 
 
 COMMANDS: Final = "penstock.control.commands.v1"
+HISTORY: Final = "penstock.control.history.v1"
 OUTCOMES: Final = "penstock.control.outcomes.v1"
 FUNCTIONS: Final = "penstock.registry.functions.v1"
 TRIGGERS: Final = "penstock.registry.triggers.v1"
@@ -51,7 +54,14 @@ REQUESTS: Final = "penstock.control.requests.v1"
 NAMESPACES: Final = "penstock.registry.namespaces.v1"
 KEYS: Final = "penstock.registry.keys.v1"
 STEPS_CODE: Final = "penstock.steps.code.v1"
+STEPS_NETWORK: Final = "penstock.steps.network.v1"
+STEPS_COMPUTE: Final = "penstock.steps.compute.v1"
+STEPS_ROUTE: Final = "penstock.steps.route.v1"
 STEP_RESULTS: Final = "penstock.steps.results.v1"
+STEP_TOPICS: Final = {
+    "code": STEPS_CODE, "network": STEPS_NETWORK, "compute": STEPS_COMPUTE, "route": STEPS_ROUTE,
+}  # fmt: skip
+"""Where the steps of each sub-resource module go."""
 MEMBERS: Final = "penstock.fabric.members.v1"
 INVOCATIONS: Final = "penstock.telemetry.invocations.v1"
 ACTIVITY: Final = "penstock.telemetry.functions.v1"
@@ -62,6 +72,7 @@ _C: Final = CONTROL_PARTITIONS
 TOPICS: Final[tuple[TopicSpec, ...]] = (
     TopicSpec(COMMANDS, records.Command, _C, False, 7 * 24 * HOUR_MS, "gateway", "wishes of API callers"),
     TopicSpec(OUTCOMES, records.Outcome, 1, False, HOUR_MS, "streams", "how each command ended"),
+    TopicSpec(HISTORY, records.WorkflowRecord, _C, True, 7 * 24 * HOUR_MS, "streams", "history of every workflow"),
     TopicSpec(FUNCTIONS, records.FunctionRecord, _C, True, None, "streams", "state of every function"),
     TopicSpec(TRIGGERS, records.TriggerRecord, _C, True, None, "streams", "state of every trigger"),
     TopicSpec(VERSIONS, records.VersionRecord, _C, True, None, "streams", "published versions"),
@@ -73,6 +84,9 @@ TOPICS: Final[tuple[TopicSpec, ...]] = (
     TopicSpec(NAMESPACES, tenants.NamespaceRecord, _C, True, None, "streams", "namespaces of every tenant"),
     TopicSpec(KEYS, tenants.KeyRecord, _C, True, None, "streams", "API keys, secrets sealed"),
     TopicSpec(STEPS_CODE, records.StepCommand, _C, False, 24 * HOUR_MS, "streams", "steps for the code module"),
+    TopicSpec(STEPS_NETWORK, records.StepCommand, _C, False, 24 * HOUR_MS, "streams", "steps for the network module"),
+    TopicSpec(STEPS_COMPUTE, records.StepCommand, _C, False, 24 * HOUR_MS, "streams", "steps for the compute module"),
+    TopicSpec(STEPS_ROUTE, records.StepCommand, _C, False, 24 * HOUR_MS, "streams", "steps for the route module"),
     TopicSpec(STEP_RESULTS, records.StepResult, _C, False, 24 * HOUR_MS, "modules", "answers of the modules"),
     TopicSpec(MEMBERS, records.Member, 1, True, None, "every process", "who is alive, and where"),
     TopicSpec(

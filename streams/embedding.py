@@ -175,6 +175,11 @@ class FaustReader:
         end: int | None = consumer.highwater(tp)
         return end
 
+    def is_settled(self) -> bool:
+        """True when partitions and their state are here for good: no rebalance, no recovery."""
+        flows: bool = self._app.consumer.flow_active
+        return flows and not self._app.rebalancing and not self._app.tables.recovery.in_recovery
+
     async def rewind(self, place: Place, offset: int) -> None:
         await _read_again(self._app, {TP(*place): offset})
 

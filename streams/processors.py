@@ -8,11 +8,13 @@ let go. Callers run one record of a key at a time (`streams.lanes`).
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from infra import clock, telemetry
+from infra.faults import fault
 from schemas import avro
 from schemas.errors import WireError
 from schemas.records import (
@@ -25,15 +27,25 @@ from schemas.records import (
     StepResult,
     TriggerRecord,
     VersionRecord,
+    WorkflowRecord,
 )
-from schemas.topics import ACTIVITY, ALIASES, COMMANDS, FUNCTIONS, OUTCOMES, STEPS_CODE, TRIGGERS, VERSIONS
+from schemas.topics import (
+    ACTIVITY,
+    ALIASES,
+    COMMANDS,
+    FUNCTIONS,
+    HISTORY,
+    OUTCOMES,
+    STEP_TOPICS,
+    TRIGGERS,
+    VERSIONS,
+)
 from streams import activity, registry, versions
 
 _log = telemetry.get_logger("streams.processors")
 T = TypeVar("T")
-STEP_TOPICS: Final = {"code": STEPS_CODE}
-"""Where the steps of each sub-resource module go."""
 VIEWS_AT_ONCE: Final = 500
+TIMERS_AT_ONCE: Final = 200
 SWEEP_KEYS: Final = 100
 
 
@@ -91,6 +103,32 @@ class Sweep:
         return some
 
 
+class Timers:
+    """Which keys want to be looked at, and when; a key has one time, the newest that was set."""
+
+    def __init__(self) -> None:
+        self._at: dict[bytes, int] = {}
+        self._heap: list[tuple[int, bytes]] = []
+
+    def set(self, key: bytes, unix_ms: int | None) -> None:
+        """Look at the key at this time; None: not at all."""
+        if unix_ms is None:
+            self._at.pop(key, None)
+        elif self._at.get(key) != unix_ms:
+            self._at[key] = unix_ms
+            heapq.heappush(self._heap, (unix_ms, key))
+
+    def due(self, now_ms: int, limit: int) -> list[bytes]:
+        """Keys whose time has come, each once; their times are gone."""
+        found: list[bytes] = []
+        while self._heap and self._heap[0][0] <= now_ms and len(found) < limit:
+            unix_ms, key = heapq.heappop(self._heap)
+            if self._at.get(key) == unix_ms:
+                del self._at[key]
+                found.append(key)
+        return found
+
+
 class Outbox(Protocol):
     """Way out."""
 
@@ -116,6 +154,8 @@ def publication(output: registry.Output, *, partition: int) -> Publication:
         return Publication(FUNCTIONS if output.is_function else TRIGGERS, partition, output.key.encode(), None)
     if isinstance(output, StepCommand):
         return Publication(STEP_TOPICS[output.module], partition, output.key.encode(), avro.encode(output))
+    if isinstance(output, WorkflowRecord):
+        return Publication(HISTORY, partition, output.saga_id.encode(), avro.encode(output))
     assert isinstance(output, Outcome)
     return Publication(OUTCOMES, None, output.command_id.encode(), avro.encode(output))
 
@@ -126,11 +166,14 @@ class RegistryProcessor:
     def __init__(self, journal: Journal, outbox: Outbox) -> None:
         self._journal, self._outbox = journal, outbox
         self._unsure: set[bytes] = set()
+        self._unseen: dict[bytes, None] = {}
+        self._timers = Timers()
         self._sweep = Sweep(journal)
 
     def recovered(self, key: bytes) -> None:
-        """The key's state was read back: whether its last outputs were written is not known."""
+        """The key's state was read back: whether its last outputs were written is not known, nor whether a saga waits."""
         self._unsure.add(key)
+        self._unseen[key] = None
 
     def knows(self, key: bytes) -> bool:
         """True when the key has state, if only the mark of its deletion."""
@@ -150,14 +193,47 @@ class RegistryProcessor:
 
     async def _take(self, key: bytes, event: Command | StepResult, record: Input) -> None:
         entry = self._entry(key)
+        # The record whose outputs may be missing comes again, but one from the other topic can come before it.
+        await self._settle(key, entry, record.partition)
+        then, outputs = registry.take(entry, event, record.offset, clock.unix_ms())
+        await self._keep(key, entry, then, outputs, record.partition)
+
+    async def wake(self, key: bytes) -> None:
+        """The key's time has come: take its saga on."""
+        if self.knows(key):
+            entry, partition = self._entry(key), self._journal.partition(key)
+            await self._settle(key, entry, partition)
+            then, outputs = registry.tick(entry, key.decode(), clock.unix_ms())
+            await self._keep(key, entry, then, outputs, partition)
+
+    def awake(self) -> list[bytes]:
+        """Some keys whose time has come (hand each to `wake`, in its lane)."""
+        for key in list(islice(self._unseen, TIMERS_AT_ONCE)):
+            del self._unseen[key]
+            entry = self._entry(key)
+            # A timer's outputs may be missing too, and a timer does not come again by itself.
+            self._timers.set(key, 0 if entry.timed or entry.saga is not None else None)
+        return self._timers.due(clock.unix_ms(), TIMERS_AT_ONCE)
+
+    async def _settle(self, key: bytes, entry: registry.Entry, partition: int) -> None:
         if key in self._unsure:
-            # The record whose outputs may be missing comes again, but one from the other topic can come before it.
-            await self._publish(registry.outputs(entry, key.decode()), record.partition)
+            await self._publish(registry.outputs(entry, key.decode()), partition)
             self._unsure.discard(key)
-        then, outputs = registry.take(entry, event, record.offset)
+
+    async def _keep(
+        self,
+        key: bytes,
+        entry: registry.Entry,
+        then: registry.Entry,
+        outputs: Sequence[registry.Output],
+        partition: int,
+    ) -> None:
         if then is not entry:
-            await self._journal.put(record.partition, key, avro.encode(then), version=then.version)
-        await self._publish(outputs, record.partition)
+            await self._journal.put(partition, key, avro.encode(then), version=then.version)
+            fault(f"saga.{_point(then)}.kept")
+        await self._publish(outputs, partition)
+        fault(f"saga.{_point(then)}.published")
+        self._timers.set(key, registry.due_ms(then))
 
     async def _publish(self, outputs: Iterable[registry.Output], partition: int) -> None:
         publications = [publication(output, partition=partition) for output in outputs]
@@ -176,6 +252,12 @@ class RegistryProcessor:
         """Drop the mark of a deleted key, if it still is one."""
         if self.knows(key) and registry.is_forgettable(self._entry(key), clock.unix_ms()):
             await self._journal.put(self._journal.partition(key), key, None, version=0)
+
+
+def _point(entry: registry.Entry) -> str:
+    """Where a saga is, for fault points."""
+    saga = entry.saga
+    return "none" if saga is None else f"{saga.workflow}.{saga.step.module}.{saga.operation}"
 
 
 class ActivityProcessor:

@@ -21,13 +21,15 @@ from schemas.records import (
     Command,
     FunctionRecord,
     Outcome,
+    StatusReason,
     StepCommand,
     StepResult,
     TriggerRecord,
     VersionRecord,
+    WorkflowRecord,
 )
-from streams import versions
-from streams.sagas import Saga, advance, begin, step_out
+from streams import sagas, versions
+from streams.sagas import Ended, Given, Kind, Saga, begin
 
 FORGET_AFTER_MS: Final = 3_600_000
 """How long the mark of a deleted key is kept: far longer than an event can still come again."""
@@ -38,8 +40,9 @@ class Entry:
     """State of one key; both records None: deleted, or never made.
 
     `seq` is that of the last record written and survives a deletion. `applied` and `answered` are the offsets of the last command and the
-    last step result taken in; -1 is none. `unix_ms` is the time of the last event, by its own clock. `moved` says that this event changed
-    the record, `outcomes` which commands it ended.
+    last step result taken in, -1 is none, and `ticks` counts the timers. `unix_ms` is the time of the last event. `pending` is a command that
+    waits until the running saga is undone. What the last event did: `moved` says that it changed the record, `touched` that it began the saga or
+    took it on, `timed` that it was a timer, `ended` has the sagas and `outcomes` the commands that it ended.
     """
 
     seq: int = 0
@@ -52,11 +55,16 @@ class Entry:
     saga: Saga | None = None
     outcomes: tuple[Outcome, ...] = ()
     ledger: versions.Ledger | None = None
+    pending: Command | None = None
+    ticks: int = 0
+    touched: bool = False
+    timed: bool = False
+    ended: tuple[WorkflowRecord, ...] = ()
 
     @property
     def version(self) -> int:
         """Grows with every event that changes the entry."""
-        return self.applied + self.answered + 2
+        return self.applied + self.answered + self.ticks + 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +76,15 @@ class Tombstone:
 
 
 Output = (
-    FunctionRecord | TriggerRecord | VersionRecord | AliasRecord | versions.Removed | Tombstone | StepCommand | Outcome
+    FunctionRecord
+    | TriggerRecord
+    | VersionRecord
+    | AliasRecord
+    | versions.Removed
+    | Tombstone
+    | StepCommand
+    | WorkflowRecord
+    | Outcome
 )
 NEW: Final = Entry()
 
@@ -83,28 +99,42 @@ def key_of(event: Command | StepResult) -> str:
     return str(function)
 
 
-def take(entry: Entry, event: Command | StepResult, offset: int) -> tuple[Entry, tuple[Output, ...]]:
+def take(entry: Entry, event: Command | StepResult, offset: int, now_ms: int = 0) -> tuple[Entry, tuple[Output, ...]]:
     """Take in one event that stands at `offset` of its topic, in the partition of its key.
 
-    Total: never raises. An event that changes nothing (older, stale) gives the entry itself and no outputs.
+    Total: never raises. An event that changes nothing (older, stale) gives the entry itself and no outputs. `now_ms` is the time by the clock of
+    who takes it: the steps of a command that has waited long are not late by that.
     """
     mark = entry.applied if isinstance(event, Command) else entry.answered
     if offset < mark:
         return entry, ()
     key = key_of(event)
     if offset > mark:
-        rest = replace(entry, ledger=versions.at_rest(entry.ledger))
+        rest = _at_rest(entry)
         if isinstance(event, Command):
+            command = replace(event, unix_ms=max(event.unix_ms, now_ms))
             # A command's offset lifts seq over that of an entry that was forgotten.
-            decided = replace(_command(rest, event, key), seq=max(entry.seq, offset), applied=offset)
-        elif (answered := _result(rest, event, key)) is not None:
+            decided = replace(_command(rest, command, key), seq=max(entry.seq, offset), applied=offset)
+        elif (answered := _given(rest, sagas.given_by(event), key, now_ms)) is not None:
             decided = replace(answered, answered=offset)
         else:
             return entry, ()
-        if decided.function is None:
-            decided = replace(decided, ledger=versions.dropped(decided.ledger))
-        entry = _numbered(replace(decided, unix_ms=event.unix_ms))
+        entry = _finished(decided, max(event.unix_ms, now_ms))
     return entry, outputs(entry, key)
+
+
+def tick(entry: Entry, key: str, now_ms: int) -> tuple[Entry, tuple[Output, ...]]:
+    """The time may have come for the saga's next move (see `due_ms`); the entry itself and no outputs when it has not."""
+    decided = _given(_at_rest(entry), Given(Kind.TIMER, now_ms), key, now_ms)
+    if decided is None:
+        return entry, ()
+    entry = _finished(replace(decided, ticks=entry.ticks + 1, timed=True), now_ms)
+    return entry, outputs(entry, key)
+
+
+def due_ms(entry: Entry) -> int | None:
+    """When `tick` has something to decide, if nothing comes before it."""
+    return None if entry.saga is None else entry.saga.due_ms
 
 
 def outputs(entry: Entry, key: str) -> tuple[Output, ...]:
@@ -112,14 +142,30 @@ def outputs(entry: Entry, key: str) -> tuple[Output, ...]:
     made: list[Output] = [*versions.outputs(entry.ledger, key)]
     if entry.moved:
         made.append(entry.function or entry.trigger or Tombstone(key, is_function=key.count("/") == 2))
-        if entry.saga is not None:
-            made.append(step_out(entry.saga, key))
+    made += entry.ended
+    if entry.touched and entry.saga is not None:
+        made.append(sagas.history(entry.saga, key))
+        if not entry.saga.resting:
+            made.append(sagas.step_out(entry.saga, key))
     return (*made, *entry.outcomes)
+
+
+def _at_rest(entry: Entry) -> Entry:
+    """The entry before the next event, which has done nothing yet."""
+    ledger = versions.at_rest(entry.ledger)
+    return replace(entry, ledger=ledger, moved=False, touched=False, timed=False, ended=(), outcomes=())
+
+
+def _finished(decided: Entry, unix_ms: int) -> Entry:
+    if decided.function is None:
+        decided = replace(decided, ledger=versions.dropped(decided.ledger))
+    return _numbered(replace(decided, unix_ms=unix_ms))
 
 
 def is_forgettable(entry: Entry, now_ms: int) -> bool:
     """True for what is left of a deleted (or never made) key when no event of it can come again."""
-    return entry.function is None and entry.trigger is None and now_ms - entry.unix_ms > FORGET_AFTER_MS
+    nothing = entry.function is None and entry.trigger is None
+    return nothing and now_ms - entry.unix_ms > FORGET_AFTER_MS
 
 
 def _numbered(entry: Entry) -> Entry:
@@ -138,39 +184,78 @@ def _numbered(entry: Entry) -> Entry:
     )
 
 
-def _result(entry: Entry, result: StepResult, key: str) -> Entry | None:
-    record, saga = entry.function, entry.saga
-    if record is None or saga is None or (then := advance(saga, result)) is None:
+def _given(entry: Entry, given: Given, key: str, now_ms: int) -> Entry | None:
+    if entry.saga is None:
         return None
+    then = sagas.take(entry.saga, replace(given, unix_ms=max(given.unix_ms, now_ms)))
+    return None if then is None else _gone_on(entry, then, key)
+
+
+def _gone_on(entry: Entry, then: Saga | Ended, key: str) -> Entry:
     if isinstance(then, Saga):
-        return replace(entry, moved=True, saga=then, outcomes=())
+        return replace(entry, saga=then, touched=True)
+    saga, record = then.saga, entry.function
+    assert record is not None, "a saga runs without its function"
+    now_ms = saga.events[-1].unix_ms
+    record = None if saga.workflow == "delete-function" and not then.reasons else _record_after(record, then, now_ms)
+    over = replace(
+        entry,
+        moved=True,
+        function=record,
+        saga=None,
+        pending=None,
+        ledger=entry.ledger if record is None else versions.ended(entry.ledger, saga.saga_id, record, now_ms),
+        ended=(*entry.ended, sagas.history(saga, key, then)),
+        outcomes=(*entry.outcomes, _saga_outcome(then, key)),
+    )
+    return over if entry.pending is None else _command(over, replace(entry.pending, unix_ms=now_ms), key)
+
+
+def _record_after(record: FunctionRecord, then: Ended, now_ms: int) -> FunctionRecord:
     failed = bool(then.reasons)
     status = after(FunctionStatus(record.status), FunctionMove.FAIL if failed else FunctionMove.SUCCEED)
     assert status is not None, f"a saga runs while {record.status}"
-    record = replace(
+    return replace(
         record,
         status=status,
-        modified_unix_ms=result.unix_ms,
+        modified_unix_ms=now_ms,
         serving=record.serving if failed else record.proposed,
         # What a failed create was to be is all there is to show, and what an update starts from.
         proposed=record.proposed if failed and record.serving is None else None,
         reasons=then.reasons,
     )
-    ledger = versions.ended(entry.ledger, saga.saga_id, record, result.unix_ms)
-    outcomes = (_saga_outcome(saga, key, record),)
-    return replace(entry, moved=True, function=record, saga=None, ledger=ledger, outcomes=outcomes)
 
 
-def _saga_outcome(saga: Saga, key: str, record: FunctionRecord) -> Outcome:
-    if not record.reasons:
+def _saga_outcome(then: Ended, key: str) -> Outcome:
+    saga = then.saga
+    if not then.reasons:
         return Outcome(saga.saga_id, key)
-    code = "FailedOperation.CreateFunction" if saga.workflow == "create-function" else "FailedOperation"
-    return Outcome(saga.saga_id, key, code, "; ".join(f"{r.code}: {r.message}" for r in record.reasons))
+    code = {"create-function": "FailedOperation.CreateFunction", "delete-function": "FailedOperation.DeleteFunction"}
+    said = "; ".join(f"{reason.code}: {reason.message}" for reason in then.reasons)
+    return Outcome(saga.saga_id, key, code.get(saga.workflow, "FailedOperation"), said)
 
 
 def _command(entry: Entry, command: Command, key: str) -> Entry:
     decided = _DECISIONS.get(command.kind, _unknown)(entry, command, key)
-    return replace(entry, moved=False, outcomes=(decided,)) if isinstance(decided, Outcome) else decided
+    return replace(entry, outcomes=(*entry.outcomes, decided)) if isinstance(decided, Outcome) else decided
+
+
+def _begun(entry: Entry, record: FunctionRecord, command: Command) -> Entry:
+    """The command's saga runs, on what the function is to be, or on what it was."""
+    saga = begin(command, record.proposed or record.serving)
+    return replace(entry, moved=True, touched=True, function=record, saga=saga)
+
+
+def _instead(entry: Entry, record: FunctionRecord, command: Command, key: str, why: str) -> Entry:
+    """The command takes the place of the saga that runs, when that is undone; a command that waits for the same is given up."""
+    assert entry.saga is not None
+    dropped: tuple[Outcome, ...] = ()
+    if entry.pending is not None:
+        dropped = (Outcome(entry.pending.command_id, key, "FailedOperation", f"{why} before this was begun"),)
+    reason = StatusReason("FailedOperation", f"{why} before this was done")
+    waiting = replace(entry, moved=True, function=record, pending=command, outcomes=(*entry.outcomes, *dropped))
+    then = sagas.take(entry.saga, Given(Kind.ABANDON, command.unix_ms, reasons=(reason,)))
+    return waiting if then is None else _gone_on(waiting, then, key)
 
 
 def _create_function(entry: Entry, command: Command, key: str) -> Entry | Outcome:
@@ -198,7 +283,7 @@ def _create_function(entry: Entry, command: Command, key: str) -> Entry | Outcom
         command_id=command.command_id,
         proposed=command.config,
     )
-    return replace(entry, moved=True, function=record, saga=begin(command), outcomes=())
+    return _begun(entry, record, command)
 
 
 def function_id(command_id: str) -> str:
@@ -217,41 +302,39 @@ def _update_function(entry: Entry, command: Command, key: str) -> Entry | Outcom
         command_id=command.command_id,
     )
     if command.config is None:  # nothing to check or prepare
-        return replace(entry, moved=True, function=record, outcomes=(Outcome(command.command_id, key),))
+        outcomes = (*entry.outcomes, Outcome(command.command_id, key))
+        return replace(entry, moved=True, function=record, outcomes=outcomes)
     if command.publish and entry.ledger is not None and entry.ledger.is_full:
         return versions.too_many_versions(record.name).outcome(command, key)
     status = after(FunctionStatus(record.status), FunctionMove.UPDATE)
     if status is None and record.status == FunctionStatus.UPDATING:
-        status = FunctionStatus.UPDATING  # the newest wins; the saga before it is given up
+        status = FunctionStatus.UPDATING  # the newest wins
     if status is None:
         return _wrong_status(command, key, record)
     record = replace(record, status=status, proposed=command.config, reasons=())
-    given_up = _given_up(entry, key, "a newer update took its place")
-    ledger = versions.began(entry.ledger, command)
-    return replace(entry, moved=True, function=record, saga=begin(command), ledger=ledger, outcomes=given_up)
+    if entry.saga is not None:
+        return _instead(entry, record, command, key, "a newer update took its place")
+    return _begun(replace(entry, ledger=versions.began(entry.ledger, command)), record, command)
 
 
 def _delete_function(entry: Entry, command: Command, key: str) -> Entry | Outcome:
     record = entry.function
     if record is None:
         return _no_function(command, key)
-    if after(FunctionStatus(record.status), FunctionMove.DELETE) is None:
+    status = after(FunctionStatus(record.status), FunctionMove.DELETE)
+    if status is None:
         return _wrong_status(command, key, record)
-    outcomes = (*_given_up(entry, key, "the function was deleted"), Outcome(command.command_id, key))
-    return replace(entry, moved=True, function=None, saga=None, outcomes=outcomes)
-
-
-def _given_up(entry: Entry, key: str, why: str) -> tuple[Outcome, ...]:
-    if entry.saga is None:
-        return ()
-    return (Outcome(entry.saga.saga_id, key, "FailedOperation", f"{why} before this was done"),)
+    record = replace(record, status=status, modified_unix_ms=command.unix_ms, command_id=command.command_id, reasons=())
+    if entry.saga is not None:
+        return _instead(entry, record, command, key, "the function was deleted")
+    return _begun(entry, record, command)
 
 
 def _on_ledger(entry: Entry, command: Command, key: str) -> Entry | Outcome:
     if entry.function is None:
         return _no_function(command, key)
     ledger, outcome = versions.decide(entry.ledger or versions.EMPTY, entry.function, command, key)
-    return outcome if outcome.code else replace(entry, moved=False, ledger=ledger, outcomes=(outcome,))
+    return outcome if outcome.code else replace(entry, ledger=ledger, outcomes=(*entry.outcomes, outcome))
 
 
 def _create_trigger(entry: Entry, command: Command, key: str) -> Entry | Outcome:

@@ -47,6 +47,8 @@ APP_ID: Final = "penstock-streams"
 HEARTBEAT_S: Final = 2.0
 TICK_S: Final = 0.5
 SWEEP_S: Final = 5.0
+TIMER_S: Final = 0.1
+TIMERS_FROM_S: Final = 2.0
 WATCH_S: Final = 0.5
 RECOVERY_S: Final = 1.0
 STOP_S: Final = 2.5
@@ -159,7 +161,9 @@ class _Worker:
             commit_every_s=config.commit_every_s,
         )
         self._lanes = KeyLanes()
-        self._intake = Intake(FaustReader(self._app), self._lanes)
+        self._reader = FaustReader(self._app)
+        self._intake = Intake(self._reader, self._lanes)
+        self._settled_mono_s: float | None = None
         self._outbox = Outbox(self._app)
         registry_table, activity_table, tenant_table = self._tables = (
             Table(self._app, "registry"), Table(self._app, "activity"), Table(self._app, "tenants"),
@@ -200,6 +204,7 @@ class _Worker:
             self._announce(on_ready),
             every(TICK_S, self._activity.tick),
             every(SWEEP_S, self._forget),
+            every(TIMER_S, self._wake),
             every(WATCH_S, self._intake.watch),
             every(RECOVERY_S, RecoveryWatch(self._app).look),
         ]
@@ -229,6 +234,17 @@ class _Worker:
         for processor in (self._registry, self._activity, self._tenants):
             for key in processor.due():
                 await self._lanes.put(key, partial(processor.forget, key))
+
+    async def _wake(self) -> None:
+        if not self._reader.is_settled():
+            self._settled_mono_s = None
+            return
+        if self._settled_mono_s is None:
+            self._settled_mono_s = clock.mono_s()
+        # Answers that came while nobody was here are taken first: they may be what a saga waits for.
+        if clock.mono_s() - self._settled_mono_s >= TIMERS_FROM_S:
+            for key in self._registry.awake():
+                await self._lanes.put(key, partial(self._registry.wake, key))
 
     def _consume(self, topic: str, handle: Callable[[Input], Any]) -> None:
         async def agent(stream: Any) -> None:

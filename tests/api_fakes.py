@@ -38,6 +38,7 @@ from schemas.records import (
     StatusReason,
     TriggerRecord,
     VersionRecord,
+    WorkflowRecord,
 )
 from schemas.runerror import error_body
 from schemas.runstatus import RunStatus
@@ -355,6 +356,14 @@ class FakeLogs:
         return LogPage(taken, str(start + len(taken)), len(taken) == len(lines))
 
 
+class FakeWorkflows:
+    def __init__(self) -> None:
+        self.records: list[WorkflowRecord] = []
+
+    async def of(self, appid: str, saga_id: str = "") -> list[WorkflowRecord]:
+        return [r for r in self.records if r.key.startswith(f"{appid}/") and saga_id in ("", r.saga_id)]
+
+
 class FakeKeys:
     """The fabric's own keys, and more."""
 
@@ -401,6 +410,7 @@ class FakeFabric:
         self.sources = FakeSources({(FABRIC_SERVERS, "orders"): 3})
         self.lanes = FakeLanes()
         self.logs = FakeLogs()
+        self.workflows = FakeWorkflows()
         self.health = FakeHealth()
         self.clock = FakeClock()
         self.background = BackgroundWork()
@@ -422,6 +432,7 @@ class FakeFabric:
             lanes=self.lanes,
             dead=self.lanes,
             logs=self.logs,
+            workflows=self.workflows,
             activity=self.activity,
             members=self.members,
             background=self.background,

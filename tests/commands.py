@@ -14,6 +14,7 @@ from schemas.records import (
     TriggerRecord,
     VersionMatch,
 )
+from streams.sagas import WORKFLOWS
 
 NOW_MS = 1_700_000_000_000
 CONFIG = FunctionConfig("$LATEST", "0" * 64, 100, "index.main_handler", "Python3.10", 128, 3, 65)
@@ -104,6 +105,14 @@ def answer(
 ) -> StepResult:
     """A module's answer to a step of the saga that a command began."""
     return StepResult(f"{command_id}/{step}", command_id, "code", f"1250000000/default/{function}", unix_ms, reasons)
+
+
+def answers(
+    command_id: str = "c1", *, function: str = "hello", kind: str = "create-function", unix_ms: int = NOW_MS + 1
+) -> tuple[StepResult, ...]:
+    """Good answers to all steps of the saga that a command began."""
+    count = len(WORKFLOWS[kind].steps)
+    return tuple(answer(command_id, function=function, step=step, unix_ms=unix_ms) for step in range(count))
 
 
 def other_config(handler: str = "index.other") -> FunctionConfig:

@@ -16,11 +16,11 @@ from infra.kafka.producer import Producer
 from infra.objectstore.store import ObjectStore
 from infra.settings import FabricSettings, store_address
 from infra.steps import StepLoop
+from proxy.network import NetworkModule
 from sandbox.agent.agent import AgentConfig, StepHandler, run_agent
 from sandbox.agent.host import HostLimits
 from sandbox.driver import Capabilities
 from sandbox.jail import JailConfig, JailDriver
-from schemas import topics
 from schemas.errors import ConfigError, IsolationUnavailable
 
 
@@ -71,16 +71,8 @@ async def _serve(process: Process, driver: JailDriver, folder: Path) -> None:
     producer = Producer(process.cluster, client_id=process.slot, linger_ms=2)
     await producer.start()
 
-    async def steps(handle: StepHandler) -> None:
-        loop = StepLoop(
-            process.cluster,
-            producer,
-            module="code",
-            topic=topics.STEPS_CODE,
-            instance_id=process.slot,
-            handle=handle,
-        )
-        await loop.run()
+    async def steps(module: str, handle: StepHandler) -> None:
+        await StepLoop(process.cluster, producer, module=module, instance_id=process.slot, handle=handle).run()
 
     config = AgentConfig(
         member_id=process.slot,
@@ -97,6 +89,7 @@ async def _serve(process: Process, driver: JailDriver, folder: Path) -> None:
     running = asyncio.get_running_loop().create_task(
         run_agent(config, driver=driver, store=store, producer=producer, stop=stop, steps=steps)
     )
+    network = asyncio.get_running_loop().create_task(steps("network", NetworkModule().handle))
     try:
         await asyncio.shield(running)
     except asyncio.CancelledError:
@@ -105,6 +98,8 @@ async def _serve(process: Process, driver: JailDriver, folder: Path) -> None:
             await running
         raise
     finally:
+        network.cancel()
+        await asyncio.wait([network])
         await producer.close(1.0)
         await store.close()
 

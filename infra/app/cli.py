@@ -85,7 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"penstock {VERSION}")
     parser.add_argument("--data-dir", dest="data_dir_first", metavar="DIR", help=argparse.SUPPRESS)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for add in (_up, _demo, _status, _deploy, _invoke, _logs, _trigger, _keys, _top, _version):
+    for add in (_up, _demo, _status, _deploy, _invoke, _logs, _trigger, _keys, _workflow, _top, _version):
         add(verbs)
     return parser
 
@@ -338,6 +338,25 @@ def _keys(verbs: Any) -> None:
     )
     parser = _verb(verbs, "delete", "infra.app.keys:delete", "delete a key; calls signed with it are refused at once")
     parser.add_argument("secret_id", metavar="SECRET_ID")
+
+
+def _workflow(verbs: Any) -> None:
+    summary = "show and replay what the control plane did: each create, update and delete of a function, step by step"
+    group = verbs.add_parser("workflow", help=summary, description=summary[0].upper() + summary[1:] + ".")
+    verbs = group.add_subparsers(title="verbs", metavar="VERB", required=True)
+    parser = _verb(
+        verbs, "list", "infra.app.workflow:list_workflows", "the newest of the last 7 days, and what they wait for"
+    )
+    parser.add_argument("function", nargs="?", metavar="FUNCTION", help="of this function only")
+    parser.add_argument("--namespace", metavar="N", help="of this namespace only")
+    parser.add_argument("--state", choices=("running", "undoing", "succeeded", "failed"), help="in this state only")
+    parser.add_argument("--limit", type=_whole(1, 200), default=50, metavar="N", help="at most so many (default: 50)")
+    for name, what in (
+        ("show", "every step, attempt, time and reason of one"),
+        ("replay", "decide its recorded history again and compare; exit 1 when other decisions come out"),
+    ):
+        parser = _verb(verbs, name, f"infra.app.workflow:{name}", what)
+        parser.add_argument("id", metavar="ID")
 
 
 def _top(verbs: Any) -> None:

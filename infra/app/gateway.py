@@ -20,12 +20,14 @@ from infra.metrics import MetricRegistry
 from infra.objectstore.store import ObjectStore
 from infra.sealing import Seal
 from infra.settings import store_address
+from infra.steps import StepLoop
 from ingest.api.adapters import KafkaCommands, KafkaLaneStates, KafkaRequests, StoredCode
 from ingest.api.background import BackgroundWork
 from ingest.api.calls import Api
 from ingest.api.collection import PackageCollector
 from ingest.api.kafka_logs import KafkaLogs
 from ingest.api.kafka_sources import KafkaSources
+from ingest.api.kafka_workflows import KafkaWorkflows
 from ingest.api.keystore import TenantKeys
 from ingest.api.ports import Owner
 from ingest.api.registry import Registry
@@ -37,6 +39,7 @@ from router.agents import AgentPool
 from router.counts import Counts
 from router.dispatch import Dispatcher
 from router.functions import Resolver
+from router.routes import RouteModule
 from schemas import avro, topics
 from schemas.errors import ConfigError
 from schemas.records import Member
@@ -140,6 +143,7 @@ class Gateway:
                 lanes=KafkaLaneStates(view(topics.LANES), own=manager.status_of, gateway=self._process.slot),
                 dead=dead,
                 logs=KafkaLogs(admin, scanner, clock.mono_s),
+                workflows=KafkaWorkflows(admin, scanner),
                 activity=view(topics.ACTIVITY),
                 members=members,
                 background=background,
@@ -163,6 +167,12 @@ class Gateway:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._agents.run())
                 group.create_task(manager.run())
+                routes = RouteModule(resolver, lambda: len(self._agents.links))
+                group.create_task(
+                    StepLoop(
+                        cluster, self._producer, module="route", instance_id=self._process.slot, handle=routes.handle
+                    ).run()
+                )
                 # In a store that is not ours alone another fabric may keep its packages in the same bucket.
                 if settings.s3_endpoint is None:
                     group.create_task(

@@ -21,6 +21,7 @@ from ingest.api import (
     triggers,
     unbuilt,
     versions,
+    workflows,
 )
 from ingest.api.fields import NoFields, Schema
 from ingest.api.services import Call, Services
@@ -82,6 +83,8 @@ ACTIONS: Final[dict[str, Action[Any]]] = {
     "GetFunctionLogLines": _action(logs.GetFunctionLogLines, logs.get_function_log_lines),
     "ListEventSources": _action(sources.ListEventSources, sources.list_event_sources),
     "GetActivity": _action(NoFields, activity.get_activity),
+    "ListWorkflows": _action(workflows.ListWorkflows, workflows.list_workflows),
+    "GetWorkflow": _action(workflows.GetWorkflow, workflows.get_workflow),
     "CreateKey": _action(keys.CreateKey, keys.create_key),
     "ListKeys": _action(keys.ListKeys, keys.list_keys),
     "RotateKey": _action(keys.RotateKey, keys.rotate_key),

@@ -21,6 +21,7 @@ from schemas.records import (
     Member,
     Outcome,
     TriggerRecord,
+    WorkflowRecord,
 )
 from schemas.tenants import CarriedOut, KeyRecord, NamespaceRecord, TenantCommand
 
@@ -245,6 +246,14 @@ class LogReader(Protocol):
         Reads a bounded amount, so a page may hold few lines though more follow. When there is nothing new it waits up to `wait_s`.
         Raises ValueError for a cursor that is none.
         """
+        ...
+
+
+class WorkflowLog(Protocol):
+    """Histories of workflows."""
+
+    async def of(self, appid: str, saga_id: str = "") -> list[WorkflowRecord]:
+        """The tenant's workflows that are kept, in no order; with `saga_id` that one, if it is the tenant's. Raises BrokerUnavailable."""
         ...
 
 

@@ -25,6 +25,7 @@ from ingest.api.ports import (
     Seal,
     SourceAdmin,
     Ticket,
+    WorkflowLog,
 )
 from ingest.api.registry import Registry
 from schemas.errors import BadRequest
@@ -70,6 +71,7 @@ class Services:
     lanes: LaneStates
     dead: DeadCounts
     logs: LogReader
+    workflows: WorkflowLog
     activity: ActivityView
     members: MembersView
     background: Background

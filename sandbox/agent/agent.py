@@ -17,6 +17,7 @@ from infra.telemetry import get_logger
 from infra.wire import ClosedCallback, FramesCallback, Server
 from sandbox.agent.code import CodeModule
 from sandbox.agent.codecache import DEFAULT_BYTES, CodeCache, PackageSource
+from sandbox.agent.compute import ComputeModule
 from sandbox.agent.fences import Fences
 from sandbox.agent.gatewaylink import GatewayLink
 from sandbox.agent.host import Host, HostLimits
@@ -67,7 +68,10 @@ class Agent:
         self._nodes = Nodes(driver)
         self.host = Host(config.limits, self._nodes, Starter(self._nodes, self._cache), self._shipper)
         self.fences = Fences()
-        self.code = CodeModule(self._nodes, self._cache)
+        self.modules: dict[str, StepHandler] = {
+            "code": CodeModule(self._nodes, self._cache).handle,
+            "compute": ComputeModule(self.host, self._nodes, self._cache).handle,
+        }
         self._links: set[GatewayLink] = set()
         self._membership = Membership(
             producer, member_id=config.member_id, host=config.host, zone=config.zone, facts=self.facts
@@ -145,7 +149,7 @@ async def run_agent(
     store: PackageSource,
     producer: RecordSink,
     stop: asyncio.Event,
-    steps: Callable[[StepHandler], Coroutine[Any, Any, None]] | None = None,
+    steps: Callable[[str, StepHandler], Coroutine[Any, Any, None]] | None = None,
     ready: Callable[[Agent], None] | None = None,
 ) -> None:
     """Run an agent until `stop` is set.
@@ -156,7 +160,7 @@ async def run_agent(
         store: code packages.
         producer: started and closed by the caller, who flushes it after this returns.
         stop: set it to stop: running invocations get `config.stop_s` to end.
-        steps: makes the endless run of the code module's step loop from its handler.
+        steps: makes the endless run of a sub-resource module's step loop from its name and handler.
         ready: called once, when it listens.
 
     Raises:
@@ -170,7 +174,7 @@ async def run_agent(
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(agent.announce())]
             if steps is not None:
-                tasks.append(group.create_task(steps(agent.code.handle)))
+                tasks += [group.create_task(steps(*module)) for module in agent.modules.items()]
             await stop.wait()
             for task in tasks:
                 task.cancel()

@@ -23,7 +23,7 @@ class CodeModule:
         self._nodes, self._cache = nodes, cache
 
     async def handle(self, step: StepCommand) -> tuple[StatusReason, ...]:
-        """Fetch, unpack and check the package of a step's configuration.
+        """`store`: the package is in the store, whole, and can be unpacked. `check`: its code has the handler.
 
         Returns:
             Why it can't run, nothing when it can. The package is then in this host's cache, and the tenant has a node here.
@@ -40,6 +40,8 @@ class CodeModule:
         except ObjectNotFound:
             return (StatusReason(NO_PACKAGE, "the package is not in the object store: upload it again"),)
         try:
+            if step.operation == "store":
+                return ()
             spec = _spec(FunctionKey.parse(step.key), step.config)
             node = await self._nodes.hold(spec.appid)
             try:

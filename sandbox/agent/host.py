@@ -94,6 +94,14 @@ class Host:
             self._latest[spec.key, spec.version] = pool
         return pool
 
+    def release(self, function: str) -> None:
+        """A function (`appid/namespace/name`) is gone: its idle workers end now, the others soon after what they run."""
+        for pool in self.pools.values():
+            if pool.spec.key == function:
+                pool.superseded = True
+                for worker in list(pool.idle):
+                    self._retire(worker)
+
     def facts(self) -> dict[str, int]:
         """For people: what the host holds now."""
         return {

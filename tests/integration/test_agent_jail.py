@@ -241,7 +241,7 @@ async def test_the_code_module_says_why_a_package_can_not_run(running: Running) 
         config = FunctionConfig("$LATEST", code_sha256, 1, handler, "Python3.10", 128, 3, 65)
         return StepCommand("s", "g", "code", "check", "1250000000/default/f", 0, config)
 
-    store, handle = running.store, running.agent.code.handle
+    store, handle = running.store, running.agent.modules["code"]
     ran = "import os\nos.write(1, b'user code ran')\nopen('/tmp/ran', 'w')\n" + ECHO
     assert await handle(step(store.add(ran))) == ()
     assert await handle(step(store.add(ran))) == ()

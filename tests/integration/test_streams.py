@@ -10,7 +10,6 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -87,7 +86,8 @@ async def test_a_create_becomes_creating_with_a_step_and_active_with_its_answer(
     step = await client.see(STEPS_CODE, f"1250000000/default/{name}", lambda s: s is not None)
     assert isinstance(step, StepCommand)
     assert (step.module, step.saga_id, step.config) == ("code", f"{name}-1", creating.proposed)
-    await client.send(replace(answer(f"{name}-1", function=name), step_id=step.step_id))
+    assert step.step_id == answer(f"{name}-1", function=name).step_id
+    await client.complete(f"{name}-1", name)
     active = await client.function(name, "Active")
     assert active.serving == creating.proposed
     assert await client.outcome(f"{name}-1") == Outcome(f"{name}-1", f"1250000000/default/{name}")
@@ -116,6 +116,7 @@ async def test_triggers_and_functions_come_and_go(worker: Worker, client: Client
     await client.send(command("create-function", f"{name}-3", function=name))
     await client.function(name, "Creating")
     await client.send(command("delete-function", f"{name}-4", function=name))
+    await client.complete(f"{name}-4", name, "delete-function")
     await client.see(FUNCTIONS, key, lambda r: r is None)
 
 
@@ -171,7 +172,7 @@ async def test_killed_at_work_it_comes_back_and_no_command_is_lost_or_done_twice
         await client.function(function, "Creating")
 
     async def activate_and_update(function: str) -> None:
-        await client.send(answer(f"{function}-1", function=function))
+        await client.complete(f"{function}-1", function)
         await client.function(function, "Active")
         for i in range(2, 6):
             wish = command("update-function", f"{function}-{i}", function=function, config=other_config(f"i.h{i}"))
@@ -303,7 +304,7 @@ async def test_a_second_worker_takes_half_and_all_when_the_first_dies(
         assert _partitions(first) | _partitions(second) == {0, 1, 2, 3}
         assert _keys(first) + _keys(second) == _keys(alone), "a worker holds state that is not its own"
         for function in functions:
-            await client.send(answer(f"{function}-1", function=function))
+            await client.complete(f"{function}-1", function)
         for function in functions:
             await client.function(function, "Active")
         worker.end(signal.SIGKILL)
@@ -311,6 +312,7 @@ async def test_a_second_worker_takes_half_and_all_when_the_first_dies(
         for function in functions:
             await client.send(command("delete-function", f"{function}-2", function=function))
         for function in functions:
+            await client.complete(f"{function}-2", function, "delete-function")
             assert (await client.outcome(f"{function}-2")).code == ""
         print(f"\nthe other worker took over {time.monotonic() - started:.1f} s after a SIGKILL")
     worker.start()
@@ -337,7 +339,7 @@ async def test_workers_that_come_and_go_under_load_lose_nothing(
     async def create_and_activate(function: str) -> None:
         await client.send(command("create-function", f"{function}-1", function=function))
         await client.function(function, "Creating", 90)
-        await client.send(answer(f"{function}-1", function=function))
+        await client.complete(f"{function}-1", function)
         await client.function(function, "Active", 90)
 
     async def load() -> int:

@@ -34,7 +34,10 @@ COMMON |= {
     f"AuthFailure.{name}" for name in ("SecretIdNotFound", "SignatureExpire", "SignatureFailure", "TokenFailure")
 }
 PUBLISHED = {value for name, value in vars(errorcodes).items() if name.isupper()} | COMMON
-OWN = {"GetFunctionLogLines", "ListEventSources", "GetActivity", "CreateKey", "ListKeys", "RotateKey", "DeleteKey"}
+OWN = {
+    "GetFunctionLogLines", "ListEventSources", "GetActivity", "ListWorkflows", "GetWorkflow",
+    "CreateKey", "ListKeys", "RotateKey", "DeleteKey",
+}  # fmt: skip
 
 scalars = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=40)

@@ -7,9 +7,12 @@ fail at a drawn operation, as a killed process would; the next one starts from w
 from __future__ import annotations
 
 import asyncio
+import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from unittest.mock import patch
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,10 +28,23 @@ from schemas.records import (
     StepResult,
     TriggerRecord,
     VersionRecord,
+    WorkflowRecord,
 )
-from schemas.topics import ALIASES, COMMANDS, FUNCTIONS, OUTCOMES, STEP_RESULTS, STEPS_CODE, TRIGGERS, VERSIONS
+from schemas.topics import (
+    ALIASES,
+    COMMANDS,
+    FUNCTIONS,
+    HISTORY,
+    OUTCOMES,
+    STEP_RESULTS,
+    STEP_TOPICS,
+    TRIGGERS,
+    VERSIONS,
+)
 from streams import activity, registry, versions
 from streams.processors import Input, Publication, RegistryProcessor
+from streams.replay import replay
+from streams.sagas import WORKFLOWS
 from tests.commands import FAILURE, alias_record, answer, command
 
 KINDS = ("create-function", "update-function", "delete-function")
@@ -41,13 +57,16 @@ def histories(draw: st.DrawFn) -> list[Event]:
     """Commands on two functions and two triggers, and answers to any step that any of them may have begun."""
     events: list[Event] = []
     begun: list[tuple[str, str]] = []
-    for number in range(draw(st.integers(1, 14))):
+    answered: Counter[str] = Counter()
+    for number in range(draw(st.integers(1, 20))):
         function = draw(st.sampled_from(["f1", "f2"]))
         choice = draw(st.sampled_from(["command", "command", "version", "trigger", "answer", "answer"]))
         if choice == "answer" and begun:
             command_id, function = draw(st.sampled_from(begun))
-            reasons = draw(st.sampled_from([(), FAILURE]))
-            events.append(answer(command_id, function=function, reasons=reasons, unix_ms=number))
+            reasons = draw(st.sampled_from([(), (), (), FAILURE]))
+            step = answered[command_id]
+            answered[command_id] += draw(st.sampled_from([0, 1, 1, 1]))
+            events.append(answer(command_id, function=function, step=step, reasons=reasons, unix_ms=number))
         elif choice == "version":
             made = command(draw(st.sampled_from(versions.KINDS)), f"c{number}", function=function, unix_ms=number)
             version = draw(st.sampled_from(["1", "2", "$LATEST"]))
@@ -124,6 +143,7 @@ def test_every_command_ends_exactly_once_or_still_runs(history: list[Event]) -> 
     entries, said = run(once)
     ended = [output.command_id for output in said if isinstance(output, Outcome)]
     running = [entry.saga.saga_id for entry in entries.values() if entry.saga is not None]
+    running += [entry.pending.command_id for entry in entries.values() if entry.pending is not None]
     assert sorted(ended + running) == sorted(event.command_id for event in history if isinstance(event, Command))
 
 
@@ -150,6 +170,7 @@ class World:
     """What outlives a process: the changelog, the topics, the committed offsets. Every write may be the last one of its process."""
 
     budget: int
+    now_ms: int = 1
     changelog: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
     topics: dict[str, list[tuple[bytes, bytes | None]]] = field(default_factory=dict)
     committed: dict[str, int] = field(default_factory=lambda: {COMMANDS: 0, STEP_RESULTS: 0})
@@ -196,7 +217,9 @@ async def live(world: World, results: list[StepResult], commands: list[Command],
         waiting: dict[str, Sequence[Event]] = {COMMANDS: commands, STEP_RESULTS: results}
         ready = [topic for topic, events in waiting.items() if at[topic] < len(events)]
         if not ready:
-            return
+            if not await _time_passes(world, processor):
+                return
+            continue
         topic = order.draw(st.sampled_from(ready)) if len(ready) > 1 else ready[0]
         offset = at[topic]
         event = waiting[topic][offset]
@@ -207,15 +230,31 @@ async def live(world: World, results: list[StepResult], commands: list[Command],
         await processor.handle(record)
 
 
+async def _time_passes(world: World, processor: RegistryProcessor) -> bool:
+    """False when nothing waits for it."""
+    world.now_ms += 600_000
+    awake = processor.awake()
+    for key in awake:
+        await processor.wake(key)
+    return bool(awake)
+
+
 def _modules_work(world: World, results: list[StepResult]) -> None:
-    answered = {result.step_id for result in results}
-    for _, value in world.topics.get(STEPS_CODE, ()):
-        assert value is not None
-        step = avro.decode(StepCommand, value)
-        if step.step_id not in answered:
-            answered.add(step.step_id)
-            reasons = FAILURE if int(step.saga_id[1:]) % 3 == 0 else ()
-            results.append(StepResult(step.step_id, step.saga_id, "code", step.key, step.unix_ms, reasons))
+    """Some steps fail for good, some at their first attempt, some are lost the first time; nothing that undoes something fails for good."""
+    answered = {(result.step_id, result.attempt) for result in results}
+    for topic in STEP_TOPICS.values():
+        for _, value in world.topics.get(topic, ()):
+            assert value is not None
+            step = avro.decode(StepCommand, value)
+            if (step.step_id, step.attempt) in answered:
+                continue
+            answered.add((step.step_id, step.attempt))
+            fate = zlib.crc32(step.step_id.encode()) % 8 if step.attempt == 1 else 7
+            fails = fate == 0 and not step.step_id.endswith("undo")
+            reasons = FAILURE if fails or fate == 1 else ()
+            if fate != 2:
+                made = StepResult(step.step_id, step.saga_id, step.module, step.key, step.unix_ms, reasons)
+                results.append(replace(made, attempt=step.attempt, retryable=fate == 1))
 
 
 @settings(deadline=None)
@@ -226,12 +265,13 @@ def test_whatever_write_a_process_dies_at_nothing_is_lost_doubled_or_taken_back(
     commands = [event for event in history if isinstance(event, Command)]
     results: list[StepResult] = []
     world = World(0)
-    for budget in [*deaths, 10**9]:
-        world.budget = budget
-        try:
-            asyncio.run(live(world, results, commands, order))
-        except Killed:
-            continue
+    with patch("infra.clock.unix_ms", lambda: world.now_ms):
+        for budget in [*deaths, 10**9]:
+            world.budget = budget
+            try:
+                asyncio.run(live(world, results, commands, order))
+            except Killed:
+                continue
     entries = {key: avro.decode(registry.Entry, value) for key, (_, value) in world.changelog.items()}
     assert all(entry.saga is None for entry in entries.values()), "a saga was left without its step"
     outcomes: dict[str, set[Outcome]] = {}
@@ -243,6 +283,24 @@ def test_whatever_write_a_process_dies_at_nothing_is_lost_doubled_or_taken_back(
     for topic, kind in ((FUNCTIONS, FunctionRecord), (TRIGGERS, TriggerRecord)):
         _check_registry_topic(world.topics.get(topic, []), kind, entries)
     _check_versions_and_aliases(world, entries)
+    _check_histories(world, {c.command_id for c in commands if c.kind in WORKFLOWS})
+
+
+def _check_histories(world: World, commands: set[str]) -> None:
+    """Each saga's history grows, ends once, and comes out the same when it is decided again."""
+    newest: dict[str, WorkflowRecord] = {}
+    for _, value in world.topics.get(HISTORY, ()):
+        assert value is not None
+        record = avro.decode(WorkflowRecord, value)
+        before = newest.get(record.saga_id)
+        if before is not None and record.seq >= before.seq:
+            assert record.events[: len(before.events)] == before.events, "history was taken back"
+        if before is None or record.seq >= before.seq:
+            newest[record.saga_id] = record
+    assert set(newest) <= commands
+    for record in newest.values():
+        assert record.state in ("succeeded", "failed")
+        assert all(step.is_same for step in replay(record))
 
 
 def _check_registry_topic(

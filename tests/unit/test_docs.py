@@ -57,8 +57,7 @@ def test_the_architecture_page_traces_an_event_by_symbols() -> None:
 def test_the_topics_page_lists_every_topic_as_the_table_has_it() -> None:
     rows = [line for line in (ROOT / "docs" / "topics.md").read_text().splitlines() if line.startswith("| penstock.")]
     expected = [
-        f"| {t.name} | {t.record.__name__} | {t.partitions} | "
-        f"{'compacted' if t.compacted else f'{(t.retention_ms or 0) // topics.HOUR_MS} h'} | {t.writer} | {t.purpose} |"
+        f"| {t.name} | {t.record.__name__} | {t.partitions} | {_kept(t)} | {t.writer} | {t.purpose} |"
         for t in topics.TOPICS
     ]
     assert rows == expected
@@ -112,3 +111,8 @@ def test_every_promise_names_a_test_that_exists_or_says_pending() -> None:
         for path, test in names:
             assert (ROOT / path).is_file(), f"{path} does not exist: {row}"
             assert not test or f"def {test}(" in (ROOT / path).read_text(), f"{path} has no {test}"
+
+
+def _kept(spec: topics.TopicSpec) -> str:
+    hours = "" if spec.retention_ms is None else f"{spec.retention_ms // topics.HOUR_MS} h"
+    return ", ".join(filter(None, ("compacted" if spec.compacted else "", hours)))

@@ -10,13 +10,14 @@ import pytest
 
 from infra import clock
 from schemas import avro
-from schemas.records import FunctionActivity, FunctionRecord, InvocationWindow
-from schemas.topics import ACTIVITY, COMMANDS, FUNCTIONS, INVOCATIONS, OUTCOMES, STEP_RESULTS, STEPS_CODE
+from schemas.records import FunctionActivity, FunctionRecord, InvocationWindow, StepCommand
+from schemas.topics import ACTIVITY, COMMANDS, FUNCTIONS, HISTORY, INVOCATIONS, OUTCOMES, STEP_RESULTS, STEPS_CODE
 from streams.activity import Activity
 from streams.lanes import KeyLanes
 from streams.processors import SWEEP_KEYS, ActivityProcessor, Input, Publication, RegistryProcessor
 from streams.registry import FORGET_AFTER_MS, Entry
-from tests.commands import NOW_MS, answer, command
+from streams.sagas import ANSWER_MS
+from tests.commands import NOW_MS, answers, command
 
 KEY = b"1250000000/default/hello"
 
@@ -61,15 +62,18 @@ def memory() -> Memory:
 
 async def test_state_is_durable_before_outputs_and_outputs_before_the_record_goes(memory: Memory) -> None:
     await RegistryProcessor(memory, memory).handle(memory.record(COMMANDS, command("create-function")))
-    assert memory.log == ["put", f"publish {FUNCTIONS}", f"publish {STEPS_CODE}", "done"]
+    assert memory.log == ["put", *(f"publish {topic}" for topic in (FUNCTIONS, HISTORY, STEPS_CODE)), "done"]
 
 
 async def test_outputs_go_to_the_partition_of_their_command_and_outcomes_under_its_id(memory: Memory) -> None:
     processor = RegistryProcessor(memory, memory)
     await processor.handle(memory.record(COMMANDS, command("create-function", "c1")))
-    await processor.handle(memory.record(STEP_RESULTS, answer("c1")))
+    for offset, result in enumerate(answers("c1")):
+        await processor.handle(memory.record(STEP_RESULTS, result, offset=offset))
     where = [(p.topic, p.partition, p.key) for p in memory.published]
-    assert where == [(FUNCTIONS, 2, KEY), (STEPS_CODE, 2, KEY), (FUNCTIONS, 2, KEY), (OUTCOMES, None, b"c1")]
+    begun = [(FUNCTIONS, 2, KEY), (HISTORY, 2, b"c1"), (STEPS_CODE, 2, KEY)]
+    assert where[:3] == begun
+    assert where[-3:] == [(FUNCTIONS, 2, KEY), (HISTORY, 2, b"c1"), (OUTCOMES, None, b"c1")]
 
 
 @pytest.mark.parametrize("value", [None, b"", b"\xc3\x01 not avro at all", b"{}"], ids=repr)
@@ -99,12 +103,48 @@ async def test_after_a_restart_the_last_outputs_are_said_again_before_anything_e
     assert [p.topic for p in memory.published[2 * len(said) :]] == [OUTCOMES]
 
 
+async def test_a_saga_whose_time_comes_is_taken_on_and_after_a_restart_at_once(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = RegistryProcessor(memory, memory)
+    await processor.handle(memory.record(COMMANDS, command("create-function", "c1")))
+    assert processor.awake() == []
+    now_ms = clock.unix_ms()
+    monkeypatch.setattr(clock, "unix_ms", lambda: now_ms + ANSWER_MS + 1_000)
+    assert processor.awake() == [KEY]
+    assert processor.awake() == [], "it is being seen to"
+    await processor.wake(KEY)
+    steps = [avro.decode(StepCommand, p.value) for p in memory.published if p.topic == STEPS_CODE and p.value]
+    assert [step.attempt for step in steps] == [1, 2]
+    assert {p.partition for p in memory.published if p.topic == STEPS_CODE} == {2}
+    restarted = RegistryProcessor(memory, memory)
+    restarted.recovered(KEY)
+    assert restarted.awake() == [KEY]
+    await restarted.wake(KEY)
+    assert memory.published[-1].value == avro.encode(steps[-1]), "what may not have been written is written again"
+    assert restarted.awake() == [], "and its time is as it was"
+
+
+async def test_a_key_at_rest_is_not_woken_after_a_restart(memory: Memory) -> None:
+    processor = RegistryProcessor(memory, memory)
+    await processor.handle(memory.record(COMMANDS, command("create-function", "c1")))
+    for offset, result in enumerate(answers("c1")):
+        await processor.handle(memory.record(STEP_RESULTS, result, offset=offset))
+    restarted = RegistryProcessor(memory, memory)
+    restarted.recovered(KEY)
+    assert restarted.awake() == []
+
+
 async def test_the_mark_of_a_deletion_is_dropped_after_an_hour(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     processor = RegistryProcessor(memory, memory)
     await processor.handle(memory.record(COMMANDS, command("create-function", "c1")))
     monkeypatch.setattr(clock, "unix_ms", lambda: NOW_MS + FORGET_AFTER_MS + 1)
     assert processor.due() == []
     await processor.handle(memory.record(COMMANDS, command("delete-function", "c2"), offset=1))
+    for offset, result in enumerate(answers("c2", kind="delete-function")):
+        await processor.handle(memory.record(STEP_RESULTS, result, offset=offset))
+    assert processor.due() == []
+    monkeypatch.setattr(clock, "unix_ms", lambda: NOW_MS + 2 * FORGET_AFTER_MS + 2)
     [due] = processor.due()
     await processor.forget(due)
     assert not processor.knows(KEY)
@@ -230,7 +270,7 @@ async def test_a_job_that_fails_ends_the_lanes() -> None:
 def test_the_encoding_of_state_does_not_change_unseen() -> None:
     """A new fingerprint makes the changelogs of running fabrics unreadable, unless the old schema is kept as a known one."""
     headers = {type(state).__name__: avro.encode(state)[2:10].hex() for state in (Entry(), Activity("k"))}
-    assert headers == {"Entry": "26f49d86c1658585", "Activity": "74da3973c6ff2d85"}
+    assert headers == {"Entry": "0444091e882e006a", "Activity": "74da3973c6ff2d85"}
 
 
 async def test_a_published_record_is_what_readers_decode(memory: Memory) -> None:

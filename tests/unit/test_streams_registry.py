@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from schemas import avro
-from schemas.lifecycle import FunctionStatus
-from schemas.records import Command, FunctionRecord, Outcome, StepCommand, StepResult, TriggerRecord
+from schemas.records import Command, FunctionRecord, Outcome, StepCommand, StepResult, TriggerRecord, WorkflowRecord
 from streams import registry, sagas
 from streams.registry import NEW, Entry, Output, Tombstone, take
-from tests.commands import CONFIG, FAILURE, NOW_MS, answer, command, other_config
+from tests.commands import CONFIG, FAILURE, NOW_MS, answer, answers, command, other_config
 
 KEY = "1250000000/default/hello"
 TRIGGER_KEY = f"{KEY}/t"
@@ -32,13 +31,14 @@ def one(outputs: tuple[Output, ...], kind: type) -> Any:
 
 
 def active() -> Entry:
-    return feed(command("create-function", "c1"), answer("c1"))[0]
+    return feed(command("create-function", "c1"), *answers("c1"))[0]
 
 
 def test_create_makes_the_function_creating_and_sends_its_first_step() -> None:
     _, outputs = take(NEW, command("create-function", "c1", description="says hello", config=CONFIG), 7)
     record, step = one(outputs, FunctionRecord), one(outputs, StepCommand)
-    assert len(outputs) == 2
+    assert one(outputs, WorkflowRecord).state == "running"
+    assert len(outputs) == 3
     assert (record.status, record.proposed, record.serving) == ("Creating", CONFIG, None)
     assert (record.applied, record.command_id, record.description, record.uin) == (
         7,
@@ -47,7 +47,7 @@ def test_create_makes_the_function_creating_and_sends_its_first_step() -> None:
         "100000000001",
     )
     assert (record.created_unix_ms, record.modified_unix_ms) == (NOW_MS, NOW_MS)
-    assert (step.module, step.operation, step.key, step.saga_id, step.config) == ("code", "check", KEY, "c1", CONFIG)
+    assert (step.module, step.operation, step.key, step.saga_id, step.config) == ("code", "store", KEY, "c1", CONFIG)
 
 
 def test_the_function_id_follows_from_the_command_id() -> None:
@@ -60,11 +60,12 @@ def test_the_function_id_follows_from_the_command_id() -> None:
 
 
 def test_a_good_answer_makes_the_function_active_and_ends_its_command() -> None:
-    _, outputs = feed(command("create-function", "c1"), answer("c1"))
+    _, outputs = feed(command("create-function", "c1"), *answers("c1"))
     record = one(outputs, FunctionRecord)
     assert (record.status, record.serving, record.proposed, record.reasons) == ("Active", CONFIG, None, ())
     assert one(outputs, Outcome) == Outcome("c1", KEY)
-    assert len(outputs) == 2
+    assert one(outputs, WorkflowRecord).state == "succeeded"
+    assert len(outputs) == 3
 
 
 def test_a_bad_answer_to_a_create_says_why_and_keeps_what_was_proposed() -> None:
@@ -77,14 +78,14 @@ def test_a_bad_answer_to_a_create_says_why_and_keeps_what_was_proposed() -> None
 
 def test_a_bad_answer_to_an_update_leaves_what_serves() -> None:
     _, outputs = feed(
-        command("update-function", "c2", config=other_config()), answer("c2", reasons=FAILURE), entry=active(), first=5
+        command("update-function", "c2", config=other_config()), answer("c2", reasons=FAILURE), entry=active(), first=9
     )
     record = one(outputs, FunctionRecord)
     assert (record.status, record.serving, record.proposed, record.reasons) == ("UpdateFailed", CONFIG, None, FAILURE)
 
 
 def test_a_good_answer_to_an_update_makes_the_new_configuration_serve() -> None:
-    _, outputs = feed(command("update-function", "c2", config=other_config()), answer("c2"), entry=active(), first=5)
+    _, outputs = feed(command("update-function", "c2", config=other_config()), *answers("c2"), entry=active(), first=9)
     record = one(outputs, FunctionRecord)
     assert (record.status, record.serving, record.proposed) == ("Active", other_config(), None)
 
@@ -93,23 +94,23 @@ def test_a_failed_create_can_be_updated_into_life() -> None:
     entry, _ = feed(command("create-function", "c1"), answer("c1", reasons=FAILURE))
     entry, outputs = feed(command("update-function", "c2", config=other_config()), entry=entry, first=5)
     assert one(outputs, FunctionRecord).status == "Creating"
-    assert one(feed(answer("c2"), entry=entry, first=6)[1], FunctionRecord).status == "Active"
+    assert one(feed(*answers("c2"), entry=entry, first=6)[1], FunctionRecord).status == "Active"
 
 
 def test_the_newest_of_two_updates_wins_and_the_older_one_is_told() -> None:
-    entry, _ = feed(command("update-function", "c2", config=other_config("index.a")), entry=active(), first=5)
-    entry, outputs = feed(command("update-function", "c3", config=other_config("index.b")), entry=entry, first=6)
+    entry, _ = feed(command("update-function", "c2", config=other_config("index.a")), entry=active(), first=9)
+    entry, outputs = feed(command("update-function", "c3", config=other_config("index.b")), entry=entry, first=10)
     assert one(outputs, FunctionRecord).proposed == other_config("index.b")
     assert one(outputs, StepCommand).saga_id == "c3"
     told = one(outputs, Outcome)
     assert told.command_id == "c2"
     assert told.code == "FailedOperation"
-    assert feed(answer("c2"), entry=entry, first=7) == (entry, ()), "the answer to the older one changes nothing"
-    assert one(feed(answer("c3"), entry=entry, first=8)[1], FunctionRecord).serving == other_config("index.b")
+    assert feed(answer("c2"), entry=entry, first=11) == (entry, ()), "the answer to the older one changes nothing"
+    assert one(feed(*answers("c3"), entry=entry, first=12)[1], FunctionRecord).serving == other_config("index.b")
 
 
 def test_a_new_description_alone_needs_no_saga() -> None:
-    entry, outputs = feed(command("update-function", "c2", description="new"), entry=active(), first=5)
+    entry, outputs = feed(command("update-function", "c2", description="new"), entry=active(), first=9)
     record = one(outputs, FunctionRecord)
     assert (record.status, record.description, record.command_id) == ("Active", "new", "c2")
     assert one(outputs, Outcome) == Outcome("c2", KEY)
@@ -143,18 +144,75 @@ def test_a_command_that_can_not_be_is_refused_with_its_code_and_changes_no_recor
     assert (then.function, then.trigger, then.saga) == (entry.function, entry.trigger, entry.saga)
 
 
-def test_delete_writes_a_tombstone_and_ends_a_running_saga() -> None:
-    entry, outputs = feed(command("create-function", "c1"), command("delete-function", "c2"))
+def test_delete_is_a_workflow_and_writes_its_tombstone_at_the_end() -> None:
+    entry, outputs = feed(command("delete-function", "c2"), entry=active(), first=9)
+    assert one(outputs, FunctionRecord).status == "Deleting"
+    assert (one(outputs, StepCommand).module, one(outputs, StepCommand).operation) == ("route", "withdraw")
+    entry, outputs = feed(*answers("c2", kind="delete-function"), entry=entry, first=9)
     assert Tombstone(KEY, is_function=True) in outputs
-    assert {o.command_id: o.code for o in outputs if isinstance(o, Outcome)} == {"c1": "FailedOperation", "c2": ""}
-    assert feed(answer("c1"), entry=entry, first=2) == (entry, ())
+    assert one(outputs, Outcome) == Outcome("c2", KEY)
+    assert feed(answer("c1"), entry=entry, first=19) == (entry, ())
+
+
+def test_a_delete_amid_a_create_ends_that_first() -> None:
+    entry, outputs = feed(command("create-function", "c1"), command("delete-function", "c2"))
+    assert one(outputs, Outcome).command_id == "c1"
+    assert one(outputs, Outcome).code == "FailedOperation.CreateFunction"
+    assert one(outputs, FunctionRecord).status == "Deleting"
+    assert one(outputs, StepCommand).saga_id == "c2"
+    assert {r.saga_id: r.state for r in outputs if isinstance(r, WorkflowRecord)} == {"c1": "failed", "c2": "running"}
+    assert entry.saga is not None
+    assert entry.saga.workflow == "delete-function"
+
+
+def test_a_delete_waits_until_what_a_create_has_done_is_undone() -> None:
+    entry, _ = feed(command("create-function", "c1"), *answers("c1")[:4])
+    entry, outputs = feed(command("delete-function", "c2"), entry=entry, first=9)
+    assert not [o for o in outputs if isinstance(o, Outcome)]
+    assert one(outputs, FunctionRecord).status == "Deleting"
+    undo = one(outputs, StepCommand)
+    assert (undo.module, undo.operation, undo.step_id) == ("network", "detach", "c1/2/undo")
+    refused, said = feed(command("update-function", "x"), entry=entry, first=10)
+    assert one(said, Outcome).code == "FailedOperation.FunctionStatusError"
+    entry, outputs = feed(replace(answer("c1"), step_id="c1/2/undo"), entry=refused, first=10)
+    assert one(outputs, Outcome).command_id == "c1"
+    assert one(outputs, FunctionRecord).status == "Deleting"
+    assert (one(outputs, StepCommand).saga_id, one(outputs, StepCommand).operation) == ("c2", "withdraw")
+    entry, outputs = feed(*answers("c2", kind="delete-function"), entry=entry, first=11)
+    assert Tombstone(KEY, is_function=True) in outputs
+
+
+def test_of_updates_that_wait_for_an_undo_the_newest_is_begun() -> None:
+    entry, _ = feed(command("update-function", "c2"), entry=active(), first=9)
+    entry, _ = feed(*answers("c2")[:3], entry=entry, first=9)
+    entry, outputs = feed(command("update-function", "c3", config=other_config("index.a")), entry=entry, first=13)
+    assert one(outputs, StepCommand).operation == "detach"
+    entry, outputs = feed(command("update-function", "c4", config=other_config("index.b")), entry=entry, first=14)
+    assert one(outputs, Outcome).command_id == "c3"
+    assert not [o for o in outputs if isinstance(o, StepCommand)], "what is out is not sent again"
+    entry, outputs = feed(replace(answer("c2"), step_id="c2/2/undo"), entry=entry, first=15)
+    assert one(outputs, Outcome).command_id == "c2"
+    step = one(outputs, StepCommand)
+    assert (step.saga_id, step.operation, step.config) == ("c4", "store", other_config("index.b"))
+    record = one(feed(*answers("c4"), entry=entry, first=16)[1], FunctionRecord)
+    assert (record.status, record.serving) == ("Active", other_config("index.b"))
+
+
+def test_a_delete_that_fails_says_so_and_can_be_tried_again() -> None:
+    entry, _ = feed(command("delete-function", "c2"), entry=active(), first=9)
+    entry, outputs = feed(answer("c2", reasons=FAILURE), entry=entry, first=9)
+    assert one(outputs, FunctionRecord).status == "DeleteFailed"
+    assert one(outputs, Outcome).code == "FailedOperation.DeleteFunction"
+    entry, _ = feed(command("delete-function", "c3"), entry=entry, first=11)
+    _, outputs = feed(*answers("c3", kind="delete-function"), entry=entry, first=11)
+    assert Tombstone(KEY, is_function=True) in outputs
 
 
 def test_a_function_made_again_is_another_one_with_a_higher_seq() -> None:
     entry = active()
     before = entry.function
-    entry, _ = feed(command("delete-function", "c2"), entry=entry, first=2)
-    entry, outputs = feed(command("create-function", "c3"), entry=entry, first=3)
+    entry, _ = feed(command("delete-function", "c2"), *answers("c2", kind="delete-function"), entry=entry, first=9)
+    entry, outputs = feed(command("create-function", "c3"), entry=entry, first=20)
     record = one(outputs, FunctionRecord)
     assert before is not None
     assert record.seq > before.seq
@@ -162,9 +220,9 @@ def test_a_function_made_again_is_another_one_with_a_higher_seq() -> None:
 
 
 def test_seq_is_higher_also_when_the_deletion_was_forgotten() -> None:
-    old = feed(command("create-function", "c1"), answer("c1"), command("delete-function", "c2"))[0]
-    new = one(take(NEW, command("create-function", "c3"), 3)[1], FunctionRecord)
-    assert new.seq > 3 > old.seq - 1
+    old = feed(command("delete-function", "c2"), *answers("c2", kind="delete-function"), entry=active(), first=9)[0]
+    new = one(take(NEW, command("create-function", "c3"), 30)[1], FunctionRecord)
+    assert new.seq > 30 > old.seq
 
 
 def test_triggers_are_made_changed_and_deleted_at_once() -> None:
@@ -205,12 +263,12 @@ def test_the_answer_to_another_saga_or_step_changes_nothing(stale: StepResult) -
 
 def test_a_workflow_is_a_list_its_steps_go_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = tuple(sagas.Step(module, "do") for module in ("code", "network", "route"))
-    monkeypatch.setattr(sagas, "WORKFLOWS", {"create-function": steps})
+    monkeypatch.setattr(sagas, "WORKFLOWS", {"create-function": sagas.Workflow(steps)})
     entry, outputs = take(NEW, command("create-function", "c1"), 0)
     asked = [one(outputs, StepCommand)]
     for position in (0, 1):
         entry, outputs = take(entry, answer("c1", step=position), position)
-        assert one(outputs, FunctionRecord).status == "Creating"
+        assert not [o for o in outputs if isinstance(o, FunctionRecord)], "the function is as it was"
         asked.append(one(outputs, StepCommand))
     _, outputs = take(entry, answer("c1", step=2), 2)
     assert [step.module for step in asked] == ["code", "network", "route"]
@@ -218,18 +276,48 @@ def test_a_workflow_is_a_list_its_steps_go_one_by_one(monkeypatch: pytest.Monkey
     assert one(outputs, FunctionRecord).status == "Active"
 
 
-def test_a_saga_without_an_answer_stays_and_can_be_seen_with_its_time() -> None:
+def test_a_step_without_an_answer_is_sent_again_when_its_time_comes() -> None:
+    entry, first = take(NEW, command("create-function", "c1"), 0)
+    due_ms = registry.due_ms(entry)
+    assert due_ms is not None
+    assert registry.tick(entry, KEY, due_ms - 1) == (entry, ())
+    then, outputs = registry.tick(entry, KEY, due_ms)
+    sent, again = one(first, StepCommand), one(outputs, StepCommand)
+    assert replace(again, attempt=1) == sent
+    assert again.attempt == 2
+    assert then.version == entry.version + 1
+    assert registry.outputs(then, KEY) == outputs, "said again after a crash"
+    assert one(take(then, answer("c1"), 0)[1], StepCommand).operation == "check", "the answer to the first counts"
+
+
+def test_what_waited_long_before_it_was_taken_is_not_late_by_that() -> None:
+    late_ms = NOW_MS + 10 * sagas.STEP_MS
+    entry, _ = take(NEW, command("create-function", "c1"), 0, late_ms)
+    due_ms = registry.due_ms(entry)
+    assert due_ms is not None
+    assert due_ms > late_ms
+
+
+def test_a_saga_past_its_deadline_fails_and_says_which_module_was_silent() -> None:
     entry, _ = take(NEW, command("create-function", "c1"), 0)
-    assert entry.function is not None
-    assert entry.function.status == FunctionStatus.CREATING
-    assert entry.saga == sagas.Saga("c1", "create-function", 0, NOW_MS, CONFIG)
+    said: list[Output] = []
+    while entry.saga is not None:
+        due_ms = registry.due_ms(entry)
+        assert due_ms is not None
+        entry, outputs = registry.tick(entry, KEY, due_ms)
+        said += outputs
+    record, outcome = one(outputs, FunctionRecord), one(outputs, Outcome)
+    assert record.status == "CreateFailed"
+    assert "module code has not answered to store" in record.reasons[0].message
+    assert outcome.code == "FailedOperation.CreateFunction"
+    assert 3 < len([o for o in said if isinstance(o, StepCommand)]) < 10
 
 
 def test_only_the_mark_of_a_deleted_key_is_forgotten_and_only_after_an_hour() -> None:
     live = active()
-    gone, _ = feed(command("delete-function", "c2"), entry=live, first=2)
+    gone, _ = feed(command("delete-function", "c2"), *answers("c2", kind="delete-function"), entry=live, first=9)
     refused, _ = feed(command("delete-function", "x"))
-    much_later = NOW_MS + registry.FORGET_AFTER_MS + 1
+    much_later = NOW_MS + registry.FORGET_AFTER_MS + 2
     assert not registry.is_forgettable(live, much_later)
     assert not registry.is_forgettable(gone, NOW_MS + 60_000)
     assert registry.is_forgettable(gone, much_later)
@@ -237,5 +325,5 @@ def test_only_the_mark_of_a_deleted_key_is_forgotten_and_only_after_an_hour() ->
 
 
 def test_an_entry_survives_its_encoding() -> None:
-    entry, _ = feed(command("update-function", "c2"), entry=active(), first=5)
+    entry, _ = feed(command("update-function", "c2"), entry=active(), first=9)
     assert avro.decode(Entry, avro.encode(entry)) == entry

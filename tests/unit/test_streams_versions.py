@@ -12,7 +12,7 @@ from schemas.limits import ALIASES_PER_FUNCTION, ROUTING_RULE_CHARS, ROUTING_RUL
 from schemas.records import AliasRecord, Command, FunctionRecord, Outcome, StepResult, VersionMatch, VersionRecord
 from streams import registry, versions
 from streams.registry import Entry, Output, take
-from tests.commands import CONFIG, FAILURE, alias_record, answer, command, other_config
+from tests.commands import CONFIG, FAILURE, alias_record, answer, answers, command, other_config
 
 
 def feed(*events: Command | StepResult, entry: Entry = registry.NEW) -> tuple[Entry, tuple[Output, ...]]:
@@ -26,7 +26,7 @@ def feed(*events: Command | StepResult, entry: Entry = registry.NEW) -> tuple[En
 
 
 def active(*more: Command | StepResult) -> Entry:
-    return feed(command("create-function", "c1"), answer("c1"), *more)[0]
+    return feed(command("create-function", "c1"), *answers("c1"), *more)[0]
 
 
 def publish(command_id: str = "p1", description: str = "") -> Command:
@@ -69,7 +69,7 @@ def test_numbers_go_up_and_are_not_given_twice() -> None:
 def test_an_update_leaves_the_published_version_as_it_was() -> None:
     entry, outputs = feed(
         command("update-function", "c2", config=other_config()),
-        answer("c2"),
+        *answers("c2"),
         publish("p2"),
         entry=active(publish("p1")),
     )
@@ -78,15 +78,15 @@ def test_an_update_leaves_the_published_version_as_it_was() -> None:
     assert entry.ledger is not None and entry.ledger.versions == (1, 2)
 
 
-@pytest.mark.parametrize("answers", [(), (answer("c2", reasons=FAILURE),)], ids=["Updating", "UpdateFailed"])
-def test_only_an_active_function_is_published(answers: tuple[StepResult, ...]) -> None:
-    entry = active(command("update-function", "c2"), *answers)
+@pytest.mark.parametrize("results", [(), (answer("c2", reasons=FAILURE),)], ids=["Updating", "UpdateFailed"])
+def test_only_an_active_function_is_published(results: tuple[StepResult, ...]) -> None:
+    entry = active(command("update-function", "c2"), *results)
     assert ended(feed(publish(), entry=entry)[1]) == [("FailedOperation.FunctionStatusError", "")]
 
 
 def test_an_update_with_publish_makes_a_version_when_it_succeeds_and_none_when_it_fails() -> None:
     update = replace(command("update-function", "c2", config=other_config()), publish=True)
-    _, outputs = feed(update, answer("c2"), entry=active())
+    _, outputs = feed(update, *answers("c2"), entry=active())
     (version,) = [o for o in outputs if isinstance(o, VersionRecord)]
     assert (version.version, version.config.handler) == ("1", "index.other")
     failed, outputs = feed(update, answer("c2", reasons=FAILURE), entry=active())
@@ -96,7 +96,7 @@ def test_an_update_with_publish_makes_a_version_when_it_succeeds_and_none_when_i
 
 def test_a_newer_update_without_publish_takes_the_publishing_of_the_older_one_away() -> None:
     update = replace(command("update-function", "c2"), publish=True)
-    _, outputs = feed(update, command("update-function", "c3"), answer("c3"), entry=active())
+    _, outputs = feed(update, command("update-function", "c3"), *answers("c3"), entry=active())
     assert not any(isinstance(o, VersionRecord) for o in outputs)
 
 
@@ -177,10 +177,10 @@ def test_the_default_alias_is_there_unmade_and_can_be_pointed_elsewhere() -> Non
 def test_deleting_the_function_deletes_all_of_them_and_one_made_anew_begins_at_1() -> None:
     entry = active(publish("p1"), publish("p2"), alias("create-alias"))
     seq = entry.seq
-    entry, outputs = feed(command("delete-function", "c9"), entry=entry)
+    entry, outputs = feed(command("delete-function", "c9"), *answers("c9", kind="delete-function"), entry=entry)
     gone = {o.key.rpartition("/")[2] for o in outputs if isinstance(o, versions.Removed)}
     assert gone == {"1", "2", "prod"}
-    entry, outputs = feed(command("create-function", "c10"), answer("c10"), publish("p3"), entry=entry)
+    entry, outputs = feed(command("create-function", "c10"), *answers("c10"), publish("p3"), entry=entry)
     (version,) = [o for o in outputs if isinstance(o, VersionRecord)]
     assert version.version == "1"
     assert version.seq > seq

@@ -1,0 +1,66 @@
+"""`WorkflowLog` over the history topic: read on demand, from its newest records back to a bound."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Final
+
+from infra.kafka.admin import Admin
+from infra.kafka.consumer import Record
+from infra.kafka.scan import Scanner
+from infra.telemetry import get_logger
+from schemas import avro, topics
+from schemas.errors import WireError
+from schemas.records import WorkflowRecord
+
+RECORDS: Final = 20_000
+"""Of each partition, at most: a create writes six, and compaction leaves one."""
+SCAN_S: Final = 5.0
+SCAN_BYTES: Final = 64 * 1024 * 1024
+
+log = get_logger("ingest.api.workflows")
+
+
+@dataclass(slots=True)
+class Newest:
+    """The newest record of each workflow of a tenant. Used in the scanner's thread."""
+
+    appid: str
+    saga_id: str
+    found: dict[str, WorkflowRecord] = field(default_factory=dict)
+
+    def visit(self, record: Record) -> bool:
+        """Take a record in."""
+        if record.value is None or (self.saga_id and record.key != self.saga_id.encode()):
+            return True
+        try:
+            made = avro.decode(WorkflowRecord, record.value)
+        except WireError as exc:
+            log.warning("history record skipped", offset=record.offset, error=str(exc))
+            return True
+        known = self.found.get(made.saga_id)
+        if made.key.startswith(f"{self.appid}/") and (known is None or made.seq >= known.seq):
+            self.found[made.saga_id] = made
+        return True
+
+
+class KafkaWorkflows:
+    """Reads topics.HISTORY."""
+
+    def __init__(self, admin: Admin, scanner: Scanner) -> None:
+        self._admin, self._scanner = admin, scanner
+
+    async def of(self, appid: str, saga_id: str = "") -> list[WorkflowRecord]:
+        """See the port. Raises BrokerUnavailable."""
+        starts, ends = await asyncio.gather(
+            self._admin.start_offsets(topics.HISTORY), self._admin.end_offsets(topics.HISTORY)
+        )
+        newest = Newest(appid, saga_id)
+        for partition, end in ends.items():
+            first = max(starts.get(partition, 0), end - RECORDS)
+            if first < end:
+                await self._scanner.scan(
+                    topics.HISTORY, partition, first, newest.visit, max_bytes=SCAN_BYTES, timeout_s=SCAN_S
+                )
+        return list(newest.found.values())

@@ -1,0 +1,42 @@
+"""The compute module: is a host ready to run a function, and is it done with one that is gone? A consumer of its own step topic, idempotent."""
+
+from __future__ import annotations
+
+from sandbox.agent.codecache import CodeCache
+from sandbox.agent.host import Host
+from sandbox.agent.nodes import Nodes
+from schemas.errors import BadPackage, ObjectNotFound, PackageCorrupt
+from schemas.ids import FunctionKey
+from schemas.records import StatusReason, StepCommand
+
+
+class ComputeModule:
+    """Answers steps of module `compute`."""
+
+    def __init__(self, host: Host, nodes: Nodes, cache: CodeCache) -> None:
+        self._host, self._nodes, self._cache = host, nodes, cache
+
+    async def handle(self, step: StepCommand) -> tuple[StatusReason, ...]:
+        """`prepare`: the package is unpacked here and the tenant has a node. `release`: the function's workers here end, idle ones at once.
+
+        Returns:
+            Why the step failed, nothing when it is done.
+
+        Raises:
+            StoreUnavailable, WorkerStartFailed: try again later.
+        """
+        if step.operation == "release":
+            self._host.release(step.key)
+            return ()
+        if step.operation != "prepare" or step.config is None:
+            return (StatusReason("InvalidParameter", f"module compute can't do {step.operation!r} on this"),)
+        try:
+            lease = await self._cache.hold(step.config.code_sha256)
+        except (BadPackage, PackageCorrupt, ObjectNotFound) as exc:
+            return (StatusReason("ResourceNotFound.Code", f"the package can't be brought to a host: {exc}"),)
+        try:
+            node = await self._nodes.hold(FunctionKey.parse(step.key).appid)
+            node.release()
+        finally:
+            lease.release()
+        return ()

@@ -1,0 +1,146 @@
+"""SIGKILL of every part of the control plane at every step of a create and of a delete.
+
+Each cell of the matrix is a named fault point (infra/faults.py), so it is hit and not hoped for: a module after it took a step, after it did
+it, and after it answered; streams after it kept a decision and after it told it; the gateway and the broker while a step is under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from infra.app.client import connect
+from infra.app.state import choose_folder
+from schemas.errors import ApiUnavailable, BadRequest
+from streams.sagas import WORKFLOWS
+from tests.api_fakes import creation
+from tests.fabric import Fabric, running_fabric, until
+
+pytestmark = [pytest.mark.kafka, pytest.mark.jail, pytest.mark.chaos, pytest.mark.timeout(150)]
+OWNERS = {"code": "agent", "network": "agent", "compute": "agent", "route": "gateway"}
+
+
+class Cell(NamedTuple):
+    workflow: str
+    point: str
+    victim: str
+
+    def __str__(self) -> str:
+        return f"{self.workflow}-{self.point}-{self.victim}"
+
+
+def cells() -> Iterator[Cell]:
+    for workflow in ("create-function", "delete-function"):
+        for step in WORKFLOWS[workflow].steps:
+            name = f"{step.module}.{step.operation}"
+            owner = OWNERS[step.module]
+            for moment in ("taken", "done", "answered"):
+                yield Cell(workflow, f"step.{name}.{moment}", owner)
+            for moment in ("kept", "published"):
+                yield Cell(workflow, f"saga.{workflow}.{name}.{moment}", "streams")
+            for victim in {"gateway", "kafka"} - {owner}:
+                yield Cell(workflow, f"step.{name}.done", victim)
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="module")
+def fabric(tmp_path_factory: pytest.TempPathFactory, faults: Path) -> Iterator[Fabric]:
+    folder = tmp_path_factory.mktemp("workflow-kills") / "data"
+    with running_fabric(folder, env={"PENSTOCK_FAULTS": str(faults)}) as running:
+        yield running
+
+
+class Desk:
+    """Calls that are made again while a part of the fabric is away."""
+
+    def __init__(self, fabric: Fabric) -> None:
+        self._fabric = fabric
+
+    def call(self, action: str, **fields: Any) -> dict[str, Any]:
+        return connect(choose_folder(self._fabric.data_dir)).call(action, fields)
+
+    def status(self, name: str) -> str:
+        """`gone` when there is no such function; empty when nobody answers."""
+        try:
+            return str(self.call("GetFunction", FunctionName=name)["Status"])
+        except ApiUnavailable:
+            return ""
+        except BadRequest as exc:
+            return "gone" if exc.code == "ResourceNotFound.FunctionName" else ""
+
+    def wait(self, name: str, status: str) -> None:
+        until(lambda: self.status(name) == status, within_s=90, what=f"{name} is {status}", every_s=0.1)
+
+    def histories(self, name: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+
+        def told() -> bool:
+            ran = self._fabric.penstock("workflow", "list", name, "--json")
+            found[:] = ran.json if ran.code == 0 else []
+            return len(found) == 2 and all(row["state"] == "succeeded" for row in found)
+
+        until(told, within_s=30, what=f"both workflows of {name} have succeeded: {found}", every_s=0.3)
+        return found
+
+
+@pytest.mark.parametrize("cell", list(cells()), ids=str)
+def test_whatever_dies_at_whatever_step_the_workflow_ends_right(
+    fabric: Fabric, faults: Path, cell: Cell, request: pytest.FixtureRequest
+) -> None:
+    desk = Desk(fabric)
+    name = f"f{list(cells()).index(cell)}x"
+    pid = fabric.pid(cell.victim)
+
+    def arm() -> None:
+        (faults / "next").write_text(str(pid))
+        (faults / "next").rename(faults / cell.point)
+
+    if cell.workflow == "create-function":
+        arm()
+    desk.call("CreateFunction", **creation(name))
+    desk.wait(name, "Active")
+    if cell.workflow == "delete-function":
+        arm()
+    else:
+        until(lambda: fabric.invoke(name, {"n": 1})["InvokeResult"] == 0, within_s=60, what="it runs", every_s=0.3)
+    until(lambda: _deleted(desk, name), within_s=60, what="the delete is taken", every_s=0.3)
+    desk.wait(name, "gone")
+    assert (faults / f"{cell.point}.struck").exists(), "the fault point was not hit"
+    (faults / f"{cell.point}.struck").unlink()
+    fabric.wait_back(cell.victim, pid)
+    for row in desk.histories(name):
+        _check_history(fabric, row)
+
+
+def _deleted(desk: Desk, name: str) -> bool:
+    """Asked until it is taken: an answer that was lost may have been a yes."""
+    try:
+        desk.call("DeleteFunction", FunctionName=name)
+    except ApiUnavailable:
+        return False
+    except BadRequest as exc:
+        return exc.code in ("ResourceNotFound.FunctionName", "FailedOperation.FunctionStatusError")
+    return True
+
+
+def _check_history(fabric: Fabric, row: dict[str, Any]) -> None:
+    events = fabric.ok("workflow", "show", row["id"], "--json").json["events"]
+    done = [event["step"] for event in events if event["given"] == "done"]
+    assert done == [f"{row['id']}/{n}" for n in range(len(WORKFLOWS[row["workflow"]].steps))], (
+        "each step, once, in order"
+    )
+    fabric.ok("workflow", "replay", row["id"])
+
+
+def test_nothing_is_left_of_what_was_made_and_deleted(fabric: Fabric) -> None:
+    desk = Desk(fabric)
+    assert desk.call("ListFunctions")["TotalCount"] == 0
+    running = [row for row in fabric.ok("workflow", "list", "--json").json if row["state"] in ("running", "undoing")]
+    assert running == []
