@@ -64,7 +64,7 @@ class Desk:
         self._fabric = fabric
 
     def call(self, action: str, **fields: Any) -> dict[str, Any]:
-        return connect(choose_folder(self._fabric.data_dir)).call(action, fields)
+        return connect(choose_folder(str(self._fabric.data_dir))).call(action, fields)
 
     def status(self, name: str) -> str:
         """`gone` when there is no such function; empty when nobody answers."""
@@ -73,7 +73,7 @@ class Desk:
         except ApiUnavailable:
             return ""
         except BadRequest as exc:
-            return "gone" if exc.code == "ResourceNotFound.FunctionName" else ""
+            return "gone" if exc.api_code == "ResourceNotFound.FunctionName" else ""
 
     def wait(self, name: str, status: str) -> None:
         until(lambda: self.status(name) == status, within_s=90, what=f"{name} is {status}", every_s=0.1)
@@ -126,7 +126,7 @@ def _deleted(desk: Desk, name: str) -> bool:
     except ApiUnavailable:
         return False
     except BadRequest as exc:
-        return exc.code in ("ResourceNotFound.FunctionName", "FailedOperation.FunctionStatusError")
+        return exc.api_code in ("ResourceNotFound.FunctionName", "FailedOperation.FunctionStatusError")
     return True
 
 

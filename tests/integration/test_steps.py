@@ -45,7 +45,7 @@ async def module(broker: str, handle: Handle) -> AsyncIterator[None]:
     producer = Producer(Cluster(broker), client_id="steps", linger_ms=0)
     await producer.start()
     loop = StepLoop(Cluster(broker), producer, module="network", instance_id="m1", handle=handle)
-    running = asyncio.create_task(loop.run())
+    running = asyncio.ensure_future(loop.run())
     try:
         yield
     finally:

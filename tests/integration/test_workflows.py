@@ -26,11 +26,12 @@ def fabric(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fabric]:
 
 
 def call(fabric: Fabric, action: str, **fields: Any) -> dict[str, Any]:
-    return connect(choose_folder(fabric.data_dir)).call(action, fields)
+    return connect(choose_folder(str(fabric.data_dir))).call(action, fields)
 
 
-def newest(fabric: Fabric, function: str) -> dict[str, Any]:
-    return dict(fabric.ok("workflow", "list", function, "--json").json[0])
+def newest(fabric: Fabric, function: str, workflow: str = "") -> dict[str, Any]:
+    found = fabric.ok("workflow", "list", function, "--json").json
+    return next(dict(row) for row in found if workflow in ("", row["workflow"]))
 
 
 def test_a_create_and_a_delete_can_be_traced_and_replayed(fabric: Fabric, tmp_path: Path) -> None:
@@ -54,7 +55,7 @@ def test_a_step_that_fails_is_told_with_its_reason_and_nothing_after_it_is_done(
     (home / "index.py").write_text("def other(event, context):\n    return 1\n")
     ran = fabric.penstock("deploy", str(home), "--name", "broken", "--handler", "index.main_handler")
     assert ran.code == 1
-    failed = newest(fabric, "broken")
+    failed = newest(fabric, "broken", "create-function")
     assert failed["state"] == "failed"
     events = fabric.ok("workflow", "show", failed["id"], "--json").json["events"]
     assert [e["given"] for e in events] == ["begin", "done", "failed"]

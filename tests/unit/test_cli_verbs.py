@@ -5,88 +5,16 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
 import zipfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 from infra.app import cli
-from infra.app.state import FabricFolder, FabricState, Phase, ProcessState, process_mark, write_state
 from schemas.records import FunctionActivity, LanePartition, LogLine, Member, StatusReason
-from streams import sagas
-from streams.sagas import Ended, Given, Kind, Saga
-from tests.api_fakes import APPID, SECRET_ID, SECRET_KEY, UIN, FakeFabric, served
-
-GOOD = "def main_handler(event, context):\n    return event\n"
-
-
-@dataclass
-class Ran:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-class Desk:
-    """A user's desk: a data folder that knows the served API, and a folder of code."""
-
-    def __init__(self, fabric: FakeFabric, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.fabric, self.folder, self._capsys = fabric, folder, capsys
-        self.code = folder / "hello"
-        self.code.mkdir()
-        (self.code / "index.py").write_text(GOOD)
-
-    async def run(self, *arguments: str) -> Ran:
-        self._capsys.readouterr()
-        data_dir = ["--data-dir", str(self.folder / "data")]
-        code = await asyncio.to_thread(self._run, [*data_dir, *arguments])
-        said = self._capsys.readouterr()
-        assert "Traceback (most" not in said.err
-        return Ran(code, said.out, said.err)
-
-    @staticmethod
-    def _run(arguments: list[str]) -> int:
-        try:
-            return cli.run(arguments)
-        except SystemExit as ended:  # argparse: help and usage
-            return int(ended.code or 0)
-
-    async def deploy(self, *flags: str, name: str = "hello") -> Ran:
-        return await self.run("deploy", str(self.code), "--name", name, "--handler", "index.main_handler", *flags)
-
-
-def settle(folder: Path, api: str, *, phase: Phase = Phase.READY, key: str = SECRET_KEY) -> None:
-    """Make the folder look like one in which this very process is `up`."""
-    folder.mkdir(exist_ok=True)
-    credentials = {"secret_id": SECRET_ID, "secret_key": key, "region": "ap-guangzhou", "appid": APPID, "uin": UIN}
-    (folder / "credentials.json").write_text(json.dumps(credentials))
-    me = ProcessState("up", os.getpid(), "ready", 0, "", process_mark(os.getpid()))
-    write_state(FabricFolder(folder), FabricState(str(folder), phase, me, {"api": api}))
-
-
-@pytest.fixture
-def make_desk(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("infra.app.client._PATIENCE_S", 0.3)
-
-    @asynccontextmanager
-    async def make(**wishes: Any) -> AsyncIterator[Desk]:
-        fabric = FakeFabric(**wishes)
-        async with served(fabric) as door:
-            settle(tmp_path / "data", f"http://127.0.0.1:{door.port}")
-            with structlog.testing.capture_logs():  # the gateway's own log is another process's
-                yield Desk(fabric, tmp_path, capsys)
-
-    return make
+from tests.api_fakes import APPID, SECRET_ID, SECRET_KEY, UIN, FakeFabric
+from tests.cli_desk import GOOD, settle
 
 
 async def test_deploy_creates_then_updates_only_what_was_asked_for(make_desk: Any) -> None:
@@ -348,9 +276,6 @@ async def test_a_call_waits_for_a_gateway_that_is_started_again(tmp_path: Path) 
 
     from infra.app.client import Client
     from infra.credentials import Credentials
-    from streams import sagas
-from streams.sagas import Ended, Given, Kind, Saga
-from tests.api_fakes import FakeFabric
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -414,59 +339,3 @@ def test_zip_of_a_zip_is_sent_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "f.zip").write_bytes(out.getvalue())
     assert bundle(tmp_path / "f.zip") == out.getvalue()
     assert check_handler(out.getvalue(), "index.main_handler").files == {"index.py"}
-
-
-def a_workflow(workflow_id: str, *answers: Given, appid: str = APPID, function: str = "hello") -> WorkflowRecord:
-    then: Saga | Ended | None = sagas.start(workflow_id, "create-function", 1_700_000_000_000, None)
-    for given in answers:
-        assert isinstance(then, Saga)
-        then = sagas.take(then, given)
-    assert then is not None
-    saga, ended = (then, None) if isinstance(then, Saga) else (then.saga, then)
-    return sagas.history(saga, f"{appid}/default/{function}", ended)
-
-
-AWAY = (StatusReason("StoreUnavailable", "the object store is away"),)
-BAD = (StatusReason("InvalidParameterValue.Handler", "index.py has no main_handler"),)
-AT_MS = 1_700_000_000_100
-
-
-async def test_workflows_are_listed_and_say_what_they_wait_for(make_desk: Any) -> None:
-    async with make_desk() as desk:
-        desk.fabric.workflows.records = [
-            a_workflow("w1"),
-            a_workflow("w2", Given(Kind.RETRYABLE, AT_MS, "w2/0", 1, AWAY), function="other"),
-            a_workflow("w3", Given(Kind.FAILED, AT_MS, "w3/0", 1, BAD)),
-            a_workflow("w4", appid="1250000099"),
-        ]
-        listed = {row["id"]: row for row in (await desk.run("workflow", "list", "--json")).json}
-        assert set(listed) == {"w1", "w2", "w3"}, "another tenant's is not shown"
-        assert "module code to store" in listed["w1"]["waits_for"]
-        assert "attempt 1" in listed["w2"]["waits_for"]
-        assert "the object store is away" in listed["w2"]["waits_for"]
-        assert (listed["w3"]["state"], listed["w3"]["waits_for"], listed["w3"]["took_ms"]) == ("failed", "", 100)
-        only = (await desk.run("workflow", "list", "other", "--json")).json
-        assert [row["id"] for row in only] == ["w2"]
-        failed = (await desk.run("workflow", "list", "--state", "failed", "--json")).json
-        assert [row["id"] for row in failed] == ["w3"]
-        said = await desk.run("workflow", "list")
-        assert (said.code, "default/other" in said.out) == (0, True)
-
-
-async def test_a_workflow_is_shown_step_by_step_and_replayed(make_desk: Any) -> None:
-    async with make_desk() as desk:
-        whole = a_workflow("w1", *(Given(Kind.DONE, AT_MS + n, f"w1/{n}", 1) for n in range(5)))
-        desk.fabric.workflows.records = [whole]
-        shown = await desk.run("workflow", "show", "w1")
-        assert (shown.code, "send network attach" in shown.out, "succeeded" in shown.out) == (0, True, True)
-        events = (await desk.run("workflow", "show", "w1", "--json")).json["events"]
-        assert [event["given"] for event in events] == ["begin"] + ["done"] * 5
-        again = await desk.run("workflow", "replay", "w1")
-        assert (again.code, "the same decisions come out" in again.out) == (0, True)
-        desk.fabric.workflows.records = [replace(whole, events=whole.events[:3] + whole.events[4:])]
-        other = await desk.run("workflow", "replay", "w1")
-        assert (other.code, "other decisions come out" in other.out) == (1, True)
-        desk.fabric.workflows.records = [replace(whole, left_out=1)]
-        assert (await desk.run("workflow", "replay", "w1")).code == 1
-        missing = await desk.run("workflow", "show", "w9")
-        assert (missing.code, "no workflow" in missing.err) == (2, True)
