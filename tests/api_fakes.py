@@ -248,6 +248,9 @@ class FakeStore:
     async def put_package(self, sha256: str, package: bytes) -> None:
         self.packages[sha256] = package
 
+    async def package_url(self, sha256: str, *, valid_s: int) -> str:
+        return f"http://store/{sha256}?valid_s={valid_s}"
+
     async def read_object(self, bucket: str, name: str, *, limit_bytes: int) -> bytes:
         data = self.objects.get((bucket, name))
         if data is None:

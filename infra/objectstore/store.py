@@ -36,6 +36,7 @@ T = TypeVar("T")
 
 _CONNECT_TIMEOUT_S = 2.0
 _ATTEMPTS = 3
+_WEEK_S = 7 * 86_400
 _NOT_FOUND = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
 _MINE_ALREADY = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
 _OVERLOADED = {"SlowDown", "Throttling", "RequestTimeout", "ServiceUnavailable", "InternalError"}
@@ -122,6 +123,20 @@ class ObjectStore:
             if expect_sha256 is not None:
                 _check(data, expect_sha256, f"{bucket}/{key}")
             return data
+
+        return await self._run(f"{bucket}/{key}", call)
+
+    async def presigned_url(self, bucket: str, key: str, *, valid_s: int) -> str:
+        """A URL by which anybody may GET the object, without keys of their own, for `valid_s` seconds (at most a week).
+
+        Nothing is asked of the store: whether there is such an object shows when the URL is used. It names our access key's id, not its
+        secret, and the endpoint as this process reaches it.
+        """
+
+        def call() -> str:
+            # A week is SigV4's own limit; past it the store would refuse what we handed out.
+            where = {"Bucket": bucket, "Key": key}
+            return self._client.generate_presigned_url("get_object", Params=where, ExpiresIn=min(valid_s, _WEEK_S))
 
         return await self._run(f"{bucket}/{key}", call)
 
@@ -221,6 +236,7 @@ def _client(
     for name in ("config_file", "credentials_file"):
         session.set_config_variable(name, os.devnull)
     config = Config(
+        signature_version="s3v4",  # a presigned URL would else be of version 2, which stores have begun to refuse
         s3={"addressing_style": "path"},
         connect_timeout=min(_CONNECT_TIMEOUT_S, timeout_s),
         read_timeout=timeout_s / 2,  # so that a thread is not kept long after its caller gave up

@@ -56,6 +56,7 @@ ACTIONS: Final[dict[str, Action[Any]]] = {
     "CopyFunction": _action(function_requests.CopyFunction, functions.copy_function),
     "DeleteFunction": _action(function_requests.DeleteFunction, functions.delete_function),
     "GetFunction": _action(function_requests.GetFunction, functions.get_function),
+    "GetFunctionAddress": _action(function_requests.GetFunctionAddress, functions.get_function_address),
     "ListFunctions": _action(function_requests.ListFunctions, functions.list_functions),
     "Invoke": _action(invoke.Invoke, invoke.invoke),
     "InvokeFunction": _action(invoke.InvokeFunction, invoke.invoke_function),

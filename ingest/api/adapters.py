@@ -115,6 +115,10 @@ class StoredCode:
             await self._store.ensure_bucket(self._bucket)
             await self._store.put(self._bucket, package_object(sha256), package, sha256)
 
+    async def package_url(self, sha256: str, *, valid_s: int) -> str:
+        """A presigned URL of the store, at the address that the fabric itself uses for it."""
+        return await self._store.presigned_url(self._bucket, package_object(sha256), valid_s=valid_s)
+
     async def read_object(self, bucket: str, name: str, *, limit_bytes: int) -> bytes:
         """An object of any bucket but the fabric's own, which holds every tenant's packages."""
         if bucket == self._bucket:

@@ -250,6 +250,15 @@ class GetFunction:
 
 
 @dataclass(frozen=True, slots=True)
+class GetFunctionAddress:
+    """Request of GetFunctionAddress."""
+
+    function_name: str = function_name()
+    qualifier: str = qualifier()
+    namespace: str = namespace()
+
+
+@dataclass(frozen=True, slots=True)
 class ListFunctions:
     """Request of ListFunctions."""
 

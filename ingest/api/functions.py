@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from ingest.api.describe import function_detail, function_summary, page
+from ingest.api.describe import function_detail, function_summary, newest_config, page
 from ingest.api.fields import short
 from ingest.api.function_plans import (
     PackageFacts,
@@ -25,11 +25,12 @@ from ingest.api.function_requests import (
     CreateFunction,
     DeleteFunction,
     GetFunction,
+    GetFunctionAddress,
     ListFunctions,
     UpdateFunctionCode,
     UpdateFunctionConfiguration,
 )
-from ingest.api.packages import source_of, take_in
+from ingest.api.packages import URL_VALID_S, source_of, take_in
 from ingest.api.params import Filter
 from ingest.api.routing import as_function, main_version
 from ingest.api.services import Call, Services, new_command_id
@@ -137,6 +138,18 @@ async def get_function(services: Services, call: Call, request: GetFunction) -> 
     version = main_version(services, key, request.qualifier, code="ResourceNotFound.FunctionVersion")
     triggers = [t for t in services.triggers_of(key) if version is None or t.qualifier == version.version]
     return function_detail(as_function(record, version), triggers)
+
+
+async def get_function_address(services: Services, call: Call, request: GetFunctionAddress) -> Answer:
+    """GetFunctionAddress: a URL of the package as it was uploaded, good for ten minutes, and its SHA-256 in hex."""
+    key = call.function(request.namespace, request.function_name)
+    record = services.function(key)
+    version = main_version(services, key, request.qualifier, code="ResourceNotFound.FunctionVersion")
+    config = newest_config(as_function(record, version))
+    if config is None:
+        raise BadRequest("FailedOperation.FunctionStatusError", f"function {key.name!r} is {record.status}: no package")
+    url = await services.code.package_url(config.code_sha256, valid_s=URL_VALID_S)
+    return {"Url": url, "CodeSha256": config.code_sha256}
 
 
 async def list_functions(services: Services, call: Call, request: ListFunctions) -> Answer:

@@ -16,6 +16,8 @@ from schemas.errors import BadPackage, BadRequest, ObjectNotFound
 from schemas.limits import INLINE_ZIP_BYTES, PACKAGE_ZIP_BYTES
 from schemas.package import CODE_BUCKET, check_zip
 
+URL_VALID_S: Final = 600
+"""How long the URL of a download is good."""
 _SPACE: Final = re.compile(r"[\r\n]+")
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,126}[a-z0-9]\Z")
 _KEY_BYTES: Final = 1_024

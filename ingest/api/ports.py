@@ -143,6 +143,10 @@ class CodeStore(Protocol):
         """Store a package under its hash; writing it again does no harm."""
         ...
 
+    async def package_url(self, sha256: str, *, valid_s: int) -> str:
+        """A URL by which anybody may download a stored package for so many seconds."""
+        ...
+
     async def read_object(self, bucket: str, name: str, *, limit_bytes: int) -> bytes:
         """Raises ObjectNotFound, or BadPackage when it is larger than the limit."""
         ...

@@ -36,7 +36,6 @@ UNBUILT: Final[Mapping[str, str]] = {
     "TerminateAsyncEvent": _ASYNC,
     "GetFunctionEventInvokeConfig": _ASYNC,
     "UpdateFunctionEventInvokeConfig": _ASYNC,
-    "GetFunctionAddress": "the download of a function's package is not built yet",
 }
 """Reason by action."""
 

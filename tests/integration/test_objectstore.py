@@ -11,10 +11,12 @@ import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from infra.objectstore.rclone import EmbeddedStore, RunningStore, running_store, serving_store
 from infra.objectstore.store import ObjectStore
+from ingest.api.adapters import StoredCode
 from schemas.errors import ConfigError, ObjectNotFound, PackageCorrupt, PortTaken, StoreUnavailable
 
 pytestmark = [pytest.mark.store, pytest.mark.timeout(60)]
@@ -49,6 +51,34 @@ async def test_what_was_put_is_got_whole(door: ObjectStore, bucket: str, size: i
     await door.put(bucket, sha256(data), data, sha256(data))
     assert await door.get(bucket, sha256(data), sha256(data)) == data
     assert await door.get(bucket, sha256(data)) == data
+
+
+async def fetched(url: str) -> tuple[int, bytes]:
+    """A plain GET, by nobody in particular."""
+    async with aiohttp.ClientSession(trust_env=False) as session, session.get(url) as answer:
+        return answer.status, await answer.read()
+
+
+async def test_a_package_is_downloaded_by_its_url_without_keys_and_only_while_that_is_good(
+    door: ObjectStore, bucket: str
+) -> None:
+    package = os.urandom(300_000)
+    code = StoredCode(door, bucket=bucket)
+    await code.put_package(sha256(package), package)
+    url = await code.package_url(sha256(package), valid_s=600)
+    status, data = await fetched(url)
+    assert (status, sha256(data)) == (200, sha256(package))
+    plain, _, signature = url.partition("?")
+    assert "X-Amz-Expires=600" in signature
+    assert (await fetched(plain))[0] in (400, 403)
+    other = sha256(b"other")
+    await code.put_package(other, b"other")
+    assert (await fetched(url.replace(sha256(package), other)))[0] == 403
+    brief = await code.package_url(sha256(package), valid_s=1)
+    deadline = time.monotonic() + 10
+    while (await fetched(brief))[0] == 200:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.2)
 
 
 async def test_an_object_exists_until_it_is_deleted(door: ObjectStore, bucket: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 import json
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from ingest.api import services as services_module
 from ingest.api.aliases import aliases_of
 from schemas import tc3
 from schemas.ids import FunctionKey
-from tests.api_fakes import APPID, FABRIC_SERVERS, SECRET_ID, SECRET_KEY, FakeFabric, creation
+from tests.api_fakes import APPID, FABRIC_SERVERS, SECRET_ID, SECRET_KEY, FakeFabric, creation, zip_of
 
 KEY = FunctionKey(APPID, "default", "hello")
 HELLO = {"FunctionName": "hello"}
@@ -113,6 +115,21 @@ async def test_get_function_shows_a_version_as_it_was_published(fabric: FakeFabr
     ]
     await alias(fabric, **weights("2", 1))
     assert (await ask(fabric, "GetFunction", {**HELLO, "Qualifier": "prod"}))["FunctionVersion"] == "1"
+
+
+async def test_the_address_of_a_version_is_that_of_the_package_it_was_published_with(fabric: FakeFabric) -> None:
+    first = fabric.functions.rows[str(KEY)].serving
+    assert first is not None
+    other = base64.b64encode(zip_of({"index.py": "def main_handler(event, context):\n    return 2\n"})).decode()
+    assert await ask(fabric, "UpdateFunctionCode", {**HELLO, "ZipFile": other}) == {}
+    await settle()
+    latest, one = [await ask(fabric, "GetFunctionAddress", {**HELLO, "Qualifier": q}) for q in ("$LATEST", "1")]
+    newest = sha256(fabric.store.packages[latest["CodeSha256"]]).hexdigest()
+    assert one["CodeSha256"] == first.code_sha256 != newest
+    assert latest == {"Url": f"http://store/{newest}?valid_s=600", "CodeSha256": newest}
+    assert await ask(fabric, "GetFunctionAddress", HELLO) == latest
+    assert await code(fabric, "GetFunctionAddress", {**HELLO, "Qualifier": "9"}) == "ResourceNotFound.FunctionVersion"
+    assert await code(fabric, "GetFunctionAddress", {"FunctionName": "none"}) == "ResourceNotFound.FunctionName"
 
 
 @pytest.mark.parametrize("action", ["UpdateFunctionCode", "UpdateFunctionConfiguration"])
