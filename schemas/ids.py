@@ -20,6 +20,7 @@ DEFAULT_ALIAS = "$DEFAULT"
 
 _FUNCTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,58}[A-Za-z0-9]\Z")
 _NAMESPACE = re.compile(r"[A-Za-z](?:[A-Za-z0-9_-]{0,28}[A-Za-z0-9])?\Z")
+_LAYER_NAME = re.compile(r"[A-Za-z](?:[A-Za-z0-9_-]{0,62}[A-Za-z0-9])?\Z")
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}\Z")
 _TRIGGER_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?\Z")
 _HANDLER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_/-]{0,59}\.[A-Za-z_][A-Za-z0-9_]{0,59}\Z")
@@ -75,6 +76,16 @@ def is_namespace(text: str) -> bool:
 def is_alias(text: str) -> bool:
     """1-64 letters, digits, `-` `_`, starts with a letter; `$DEFAULT`, which every function has, is none of these."""
     return _ALIAS.match(text) is not None
+
+
+def is_layer_name(text: str) -> bool:
+    """1-64 letters, digits, `-` `_`, starts with a letter, does not end with `-` or `_`."""
+    return _LAYER_NAME.match(text) is not None
+
+
+def layer_key(appid: str, name: str, version: int) -> str:
+    """Key of one version of a layer: all of a tenant's stand under its appid."""
+    return f"{appid}/{name}@{version}"
 
 
 def is_trigger_name(text: str) -> bool:

@@ -23,10 +23,20 @@ class StatusReason:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerRef:
+    """A layer version that a configuration binds; `sha256` names its content in the store, so that nothing else decides what runs."""
+
+    name: str
+    version: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class FunctionConfig:
     """All that is needed to run one version of a function. Immutable; a change makes a new one.
 
-    `code_sha256` is the hex digest of the zip and its name in the object store; sizes are bytes, memory MiB, times seconds.
+    `code_sha256` is the hex digest of the zip and its name in the object store; sizes are bytes, memory MiB, times seconds. Of `layers` the
+    later ones win.
     """
 
     version: str
@@ -38,6 +48,7 @@ class FunctionConfig:
     timeout_s: int
     init_timeout_s: int
     environment: dict[str, str] = field(default_factory=dict)
+    layers: tuple[LayerRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What belongs to a tenant as a whole: its namespaces and its API keys, as they stand in Penstock's own topics.
+"""What belongs to a tenant as a whole: its namespaces, API keys and layers, as they stand in Penstock's own topics.
 
 Evolution rules are those of `schemas.records`. All of a tenant is decided in one place (streams, keyed by appid), because its limits and
 refusals look at several rows at once: so many namespaces, never the last key.
@@ -52,6 +52,29 @@ class KeyRecord:
     command_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class LayerRecord:
+    """One published version of a layer; key `appid/name@N` in topic penstock.registry.layers.v1 (tombstone when deleted).
+
+    Nothing in it ever changes. N is 1, 2, ... and is not given twice to one layer. `content_sha256` is the hex digest of the zip and its
+    name in the object store; `content_size` its bytes.
+    """
+
+    seq: int
+    appid: str
+    uin: str
+    name: str
+    version: int
+    content_sha256: str
+    content_size: int
+    runtimes: tuple[str, ...]
+    description: str
+    license_info: str
+    created_unix_ms: int
+    applied: int
+    command_id: str
+
+
 def is_usable(key: KeyRecord, now_ms: int) -> bool:
     """True for a key that calls can be signed with."""
     return key.enabled and not 0 < key.expires_unix_ms <= now_ms
@@ -61,7 +84,8 @@ def is_usable(key: KeyRecord, now_ms: int) -> bool:
 class TenantCommand:
     """One wish about a tenant; topic penstock.control.tenants.v1, keyed by appid. `kind` is one of `TENANT_COMMAND_KINDS`.
 
-    It carries the whole row as it is to be (of a deletion: as it was). `last_too` lets the last key of a tenant go as well.
+    It carries the whole row as it is to be (of a deletion: as it was); a layer that is published gets its version from streams. `last_too`
+    lets the last key of a tenant go as well.
     """
 
     command_id: str
@@ -72,6 +96,7 @@ class TenantCommand:
     namespace: NamespaceRecord | None = None
     key: KeyRecord | None = None
     last_too: bool = False
+    layer: LayerRecord | None = None
 
 
 TENANT_COMMAND_KINDS = (
@@ -81,6 +106,8 @@ TENANT_COMMAND_KINDS = (
     "create-key",
     "rotate-key",
     "delete-key",
+    "publish-layer",
+    "delete-layer",
 )
 
 

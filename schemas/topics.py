@@ -53,6 +53,7 @@ TENANT_COMMANDS: Final = "penstock.control.tenants.v1"
 REQUESTS: Final = "penstock.control.requests.v1"
 NAMESPACES: Final = "penstock.registry.namespaces.v1"
 KEYS: Final = "penstock.registry.keys.v1"
+LAYERS: Final = "penstock.registry.layers.v1"
 STEPS_CODE: Final = "penstock.steps.code.v1"
 STEPS_NETWORK: Final = "penstock.steps.network.v1"
 STEPS_COMPUTE: Final = "penstock.steps.compute.v1"
@@ -83,6 +84,7 @@ TOPICS: Final[tuple[TopicSpec, ...]] = (
     ),
     TopicSpec(NAMESPACES, tenants.NamespaceRecord, _C, True, None, "streams", "namespaces of every tenant"),
     TopicSpec(KEYS, tenants.KeyRecord, _C, True, None, "streams", "API keys, secrets sealed"),
+    TopicSpec(LAYERS, tenants.LayerRecord, _C, True, None, "streams", "published layers of every tenant"),
     TopicSpec(STEPS_CODE, records.StepCommand, _C, False, 24 * HOUR_MS, "streams", "steps for the code module"),
     TopicSpec(STEPS_NETWORK, records.StepCommand, _C, False, 24 * HOUR_MS, "streams", "steps for the network module"),
     TopicSpec(STEPS_COMPUTE, records.StepCommand, _C, False, 24 * HOUR_MS, "streams", "steps for the compute module"),

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 from infra import clock
 from schemas import avro
-from schemas.tenants import KeyRecord, NamespaceRecord, TenantCommand
-from schemas.topics import KEYS, NAMESPACES
+from schemas.ids import layer_key
+from schemas.tenants import KeyRecord, LayerRecord, NamespaceRecord, TenantCommand
+from schemas.topics import KEYS, LAYERS, NAMESPACES
 from streams import processors, tenants
 from streams.processors import Input, Journal, Outbox, Publication, Sweep, decoded
 
@@ -19,8 +20,12 @@ def publication(output: tenants.Output, *, partition: int) -> Publication:
         return Publication(NAMESPACES, partition, key.encode(), avro.encode(output))
     if isinstance(output, KeyRecord):
         return Publication(KEYS, partition, output.secret_id.encode(), avro.encode(output))
+    if isinstance(output, LayerRecord):
+        key = layer_key(output.appid, output.name, output.version)
+        return Publication(LAYERS, partition, key.encode(), avro.encode(output))
     if isinstance(output, tenants.Gone):
-        return Publication(NAMESPACES if "/" in output.key else KEYS, partition, output.key.encode(), None)
+        topic = KEYS if "/" not in output.key else LAYERS if "@" in output.key else NAMESPACES
+        return Publication(topic, partition, output.key.encode(), None)
     return processors.publication(output, partition=partition)
 
 

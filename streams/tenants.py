@@ -1,4 +1,4 @@
-"""The decisions about tenants: their namespaces and API keys. One entry per tenant, so that limits over several rows hold.
+"""The decisions about tenants: their namespaces, API keys and layers. One entry per tenant, so that limits over several rows hold.
 
 Pure: no Faust, no clock, no I/O. As in `streams.registry`, all that follows from the last command stands in the entry itself, so
 `outputs` says the same again after a crash.
@@ -12,10 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from schemas.ids import DEFAULT_NAMESPACE
+from schemas.ids import DEFAULT_NAMESPACE, layer_key
 from schemas.limits import KEYS_PER_TENANT, NAMESPACES_PER_TENANT
 from schemas.records import Outcome
-from schemas.tenants import KeyRecord, NamespaceRecord, TenantCommand, is_usable
+from schemas.tenants import KeyRecord, LayerRecord, NamespaceRecord, TenantCommand, is_usable
+from streams import layers
 
 FORGET_AFTER_MS: Final = 3_600_000
 """How long the marks of a tenant that has nothing left are kept: far longer than a command can still come again."""
@@ -24,7 +25,8 @@ FORGET_AFTER_MS: Final = 3_600_000
 @dataclass(frozen=True, slots=True)
 class TenantEntry:
     """All of one tenant. `seq` and `applied` as in `streams.registry.Entry`; `moved` is the key of the row that the last command changed,
-    in the topic of namespaces (`appid/name`) or of keys (a secret id, without a slash); empty when it changed none.
+    in the topic of namespaces (`appid/name`), of keys (a secret id, without a slash) or of layers (`appid/name@N`); empty when it changed none.
+    `published` is the layer version that it made; of the others only the numbers stand here.
     """
 
     seq: int = 0
@@ -34,16 +36,18 @@ class TenantEntry:
     keys: tuple[KeyRecord, ...] = ()
     moved: str = ""
     outcomes: tuple[Outcome, ...] = ()
+    layers: tuple[layers.Shelf, ...] = ()
+    published: LayerRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """The row of a namespace or key is deleted."""
+    """The row of a namespace, key or layer version is deleted."""
 
     key: str
 
 
-Output = NamespaceRecord | KeyRecord | Gone | Outcome
+Output = NamespaceRecord | KeyRecord | LayerRecord | Gone | Outcome
 NEW: Final = TenantEntry()
 
 
@@ -61,13 +65,20 @@ def take(entry: TenantEntry, command: TenantCommand, offset: int) -> tuple[Tenan
         return entry, ()
     if offset > entry.applied:
         marked = replace(
-            entry, seq=max(entry.seq, offset) + 1, applied=offset, unix_ms=command.unix_ms, moved="", outcomes=()
+            entry,
+            seq=max(entry.seq, offset) + 1,
+            applied=offset,
+            unix_ms=command.unix_ms,
+            moved="",
+            outcomes=(),
+            published=None,
         )
         decided = _DECISIONS.get(command.kind, _unknown)(marked, command)
         if isinstance(decided, Outcome):
             entry = replace(marked, outcomes=(decided,))
         else:
-            entry = replace(decided, outcomes=(Outcome(command.command_id, command.appid),))
+            result = "" if decided.published is None else str(decided.published.version)
+            entry = replace(decided, outcomes=(Outcome(command.command_id, command.appid, result=result),))
     return entry, outputs(entry)
 
 
@@ -75,14 +86,19 @@ def outputs(entry: TenantEntry) -> tuple[Output, ...]:
     """All that the last command has to make known; the same each time it is asked."""
     if not entry.moved:
         return entry.outcomes
-    rows: dict[str, NamespaceRecord | KeyRecord] = {namespace_key(n.appid, n.name): n for n in entry.namespaces}
+    rows: dict[str, NamespaceRecord | KeyRecord | LayerRecord] = {
+        namespace_key(n.appid, n.name): n for n in entry.namespaces
+    }
     rows |= {k.secret_id: k for k in entry.keys}
+    if (made := entry.published) is not None:
+        rows[layer_key(made.appid, made.name, made.version)] = made
     return (rows.get(entry.moved, Gone(entry.moved)), *entry.outcomes)
 
 
 def is_forgettable(entry: TenantEntry, now_ms: int) -> bool:
     """True for a tenant that has nothing left, when no command of it can come again."""
-    return not entry.namespaces and not entry.keys and now_ms - entry.unix_ms > FORGET_AFTER_MS
+    has_nothing = not entry.namespaces and not entry.keys and not entry.layers
+    return has_nothing and now_ms - entry.unix_ms > FORGET_AFTER_MS
 
 
 def _put_namespace(entry: TenantEntry, command: TenantCommand, row: NamespaceRecord) -> TenantEntry:
@@ -186,6 +202,36 @@ def _delete_key(entry: TenantEntry, command: TenantCommand) -> TenantEntry | Out
     return replace(entry, keys=left, moved=wanted.secret_id)
 
 
+def _publish_layer(entry: TenantEntry, command: TenantCommand) -> TenantEntry | Outcome:
+    wanted = command.layer
+    if wanted is None:
+        return _malformed(command)
+    decided = layers.publish(entry.layers, wanted.name)
+    if isinstance(decided, layers.Refusal):
+        return _refusal(command, decided.code, decided.message)
+    shelves, number = decided
+    made = replace(
+        wanted,
+        appid=command.appid,
+        version=number,
+        seq=entry.seq,
+        applied=entry.applied,
+        command_id=command.command_id,
+        created_unix_ms=command.unix_ms,
+    )
+    return replace(entry, layers=shelves, published=made, moved=layer_key(made.appid, made.name, number))
+
+
+def _delete_layer(entry: TenantEntry, command: TenantCommand) -> TenantEntry | Outcome:
+    wanted = command.layer
+    if wanted is None:
+        return _malformed(command)
+    left = layers.delete(entry.layers, wanted.name, wanted.version)
+    if isinstance(left, layers.Refusal):
+        return _refusal(command, left.code, left.message)
+    return replace(entry, layers=left, moved=layer_key(command.appid, wanted.name, wanted.version))
+
+
 def _no_namespace(command: TenantCommand, wanted: NamespaceRecord) -> Outcome:
     return _refusal(command, "ResourceNotFound.Namespace", f"namespace {wanted.name!r} does not exist")
 
@@ -213,4 +259,6 @@ _DECISIONS: Final = {
     "create-key": _create_key,
     "rotate-key": _rotate_key,
     "delete-key": _delete_key,
+    "publish-layer": _publish_layer,
+    "delete-layer": _delete_layer,
 }

@@ -24,7 +24,7 @@ from ingest.api.server import ApiServer
 from ingest.api.services import Services
 from schemas.errors import BadPackage, BrokerUnavailable, ObjectNotFound
 from schemas.frames import WANT_LOG_TAIL, Flow, Result
-from schemas.ids import FunctionKey, TriggerKey
+from schemas.ids import FunctionKey, TriggerKey, layer_key
 from schemas.lifecycle import FunctionStatus
 from schemas.records import (
     AliasRecord,
@@ -42,7 +42,7 @@ from schemas.records import (
 )
 from schemas.runerror import error_body
 from schemas.runstatus import RunStatus
-from schemas.tenants import KeyRecord, NamespaceRecord, TenantCommand
+from schemas.tenants import KeyRecord, LayerRecord, NamespaceRecord, TenantCommand
 from streams import tenants
 from streams import versions as ledger
 
@@ -124,6 +124,7 @@ class FakeStreams:
     waiting: list[tuple[str, Command | TenantCommand, FakeTicket]] = field(default_factory=list)
     namespaces: FakeView[NamespaceRecord] = field(default_factory=FakeView)
     keys: FakeView[KeyRecord] = field(default_factory=FakeView)
+    layers: FakeView[LayerRecord] = field(default_factory=FakeView)
     tenants: dict[str, tenants.TenantEntry] = field(default_factory=dict)
     versions: FakeView[VersionRecord] = field(default_factory=FakeView)
     aliases: FakeView[AliasRecord] = field(default_factory=FakeView)
@@ -196,8 +197,11 @@ class FakeStreams:
                 self.namespaces.put(tenants.namespace_key(output.appid, output.name), output)
             elif isinstance(output, KeyRecord):
                 self.keys.put(output.secret_id, output)
+            elif isinstance(output, LayerRecord):
+                self.layers.put(layer_key(output.appid, output.name, output.version), output)
             elif isinstance(output, tenants.Gone):
-                (self.namespaces if "/" in output.key else self.keys).put(output.key, None)
+                view: FakeView[Any] = self.namespaces if "/" in output.key else self.keys
+                (self.layers if "@" in output.key else view).put(output.key, None)
             else:
                 for callback in self.callbacks:
                     callback(output)
@@ -424,6 +428,7 @@ class FakeFabric:
             triggers=Registry(self.triggers, self.clock.mono_s),
             namespaces=Registry(self.streams.namespaces, self.clock.mono_s),
             keys=Registry(self.streams.keys, self.clock.mono_s),
+            layers=Registry(self.streams.layers, self.clock.mono_s),
             versions=Registry(self.streams.versions, self.clock.mono_s),
             aliases=Registry(self.streams.aliases, self.clock.mono_s),
             owner=Owner(SECRET_ID, APPID, UIN, SINCE_MS),

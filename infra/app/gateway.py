@@ -50,6 +50,7 @@ STREAMS_STALE_MS = 10_000
 _TABLES = (
     topics.FUNCTIONS, topics.TRIGGERS, topics.MEMBERS, topics.ACTIVITY, topics.LANES, topics.OUTCOMES,
     topics.NAMESPACES, topics.KEYS, topics.REQUESTS, topics.VERSIONS, topics.ALIASES,
+    topics.LAYERS,
 )  # fmt: skip
 
 
@@ -132,6 +133,7 @@ class Gateway:
                 triggers=triggers,
                 namespaces=Registry(view(topics.NAMESPACES), clock.mono_s),
                 keys=keys,
+                layers=Registry(view(topics.LAYERS), clock.mono_s),
                 versions=versions,
                 aliases=aliases,
                 owner=Owner(own.secret_id, own.appid, own.uin, int(made_s * 1_000)),
@@ -181,6 +183,7 @@ class Gateway:
                             address.bucket,
                             functions=view(topics.FUNCTIONS),
                             versions=view(topics.VERSIONS),
+                            layers=view(topics.LAYERS),
                             is_whole=lambda: self.parts()["streams"],
                             clock=clock,
                         ).run()

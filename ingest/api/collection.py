@@ -1,6 +1,6 @@
 """Code packages that nothing needs any more: which may go, and the loop that lets them go.
 
-A package is named by its hash and belongs to every function and version whose configuration names it. It is deleted when for a whole hour no look
+A package is named by its hash and belongs to every function and version whose configuration names it, and to every layer version. It is deleted when for a whole hour no look
 found it needed. A command that streams has not worked off yet may name a package that no record shows: while streams is away the hour does not begin.
 """
 
@@ -17,6 +17,7 @@ from ingest.api.ports import Clock, View
 from schemas.errors import PenstockError
 from schemas.package import package_object
 from schemas.records import FunctionRecord, VersionRecord
+from schemas.tenants import LayerRecord
 
 KEEP_S: Final = 3_600.0
 LOOK_EVERY_S: Final = 300.0
@@ -47,11 +48,15 @@ def look(
     return Watch(since_s), due
 
 
-def needed_objects(functions: Iterable[FunctionRecord], versions: Iterable[VersionRecord]) -> frozenset[str]:
-    """Names of all objects that some function or version runs, or is to run."""
+def needed_objects(
+    functions: Iterable[FunctionRecord], versions: Iterable[VersionRecord], layers: Iterable[LayerRecord]
+) -> frozenset[str]:
+    """Names of all objects that some function or version runs, or is to run, and of all layers, bound or not."""
     configs = [config for record in functions for config in (record.serving, record.proposed) if config is not None]
     configs += [version.config for version in versions]
-    return frozenset(package_object(config.code_sha256) for config in configs)
+    hashes = {config.code_sha256 for config in configs}
+    hashes |= {ref.sha256 for config in configs for ref in config.layers} | {layer.content_sha256 for layer in layers}
+    return frozenset(map(package_object, hashes))
 
 
 class Store(Protocol):
@@ -71,7 +76,7 @@ class PackageCollector:
 
     Args:
         store, bucket: where packages are; no other fabric may have its packages in this bucket.
-        functions, versions: the registry's views.
+        functions, versions, layers: the registry's views.
         is_whole: True while the views follow what callers have asked for, which takes streams.
         clock: `mono_s` of it.
     """
@@ -83,12 +88,13 @@ class PackageCollector:
         *,
         functions: View[FunctionRecord],
         versions: View[VersionRecord],
+        layers: View[LayerRecord],
         is_whole: Callable[[], bool],
         clock: Clock,
         keep_s: float = KEEP_S,
     ) -> None:
         self._store, self._bucket = store, bucket
-        self._functions, self._versions = functions, versions
+        self._functions, self._versions, self._layers = functions, versions, layers
         self._is_whole, self._clock, self._keep_s = is_whole, clock, keep_s
         self._watch = Watch()
 
@@ -121,4 +127,5 @@ class PackageCollector:
         return deleted
 
     def _needed(self) -> frozenset[str]:
-        return needed_objects(self._functions.items().values(), self._versions.items().values())
+        views = self._functions, self._versions, self._layers
+        return needed_objects(views[0].items().values(), views[1].items().values(), views[2].items().values())

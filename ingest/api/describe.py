@@ -9,6 +9,7 @@ from typing import Any, Final
 from schemas.ids import LATEST
 from schemas.lifecycle import FunctionStatus
 from schemas.records import FunctionConfig, FunctionRecord, StatusReason, TriggerRecord
+from schemas.tenants import LayerRecord
 
 _FAILED: Final = (FunctionStatus.CREATE_FAILED, FunctionStatus.UPDATE_FAILED, FunctionStatus.DELETE_FAILED)
 _NO_CONFIG: Final = FunctionConfig(LATEST, "", 0, "", "", 0, 0, 0)
@@ -93,6 +94,21 @@ def function_detail(record: FunctionRecord, triggers: Sequence[TriggerRecord]) -
 
 def _status_text(record: FunctionRecord) -> str:
     return "; ".join(reason.message for reason in record.reasons)
+
+
+def layer_info(layer: LayerRecord) -> dict[str, Any]:
+    """Structure LayerVersionInfo."""
+    return {
+        "LayerName": layer.name,
+        "LayerVersion": layer.version,
+        "CompatibleRuntimes": list(layer.runtimes),
+        "AddTime": time_text(layer.created_unix_ms),
+        "Description": layer.description,
+        "LicenseInfo": layer.license_info,
+        "Status": "Active",
+        "Stamp": "",
+        "Tags": [],
+    }
 
 
 def trigger_info(trigger: TriggerRecord) -> dict[str, Any]:

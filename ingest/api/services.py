@@ -29,11 +29,11 @@ from ingest.api.ports import (
 )
 from ingest.api.registry import Registry
 from schemas.errors import BadRequest
-from schemas.ids import DEFAULT_NAMESPACE, FunctionKey, TriggerKey
+from schemas.ids import DEFAULT_NAMESPACE, FunctionKey, TriggerKey, layer_key
 from schemas.records import AliasRecord, Command, FunctionRecord, Outcome, TriggerRecord, VersionRecord
-from schemas.tenants import KeyRecord, NamespaceRecord, TenantCommand
+from schemas.tenants import KeyRecord, LayerRecord, NamespaceRecord, TenantCommand
 
-T = TypeVar("T", NamespaceRecord, KeyRecord)
+T = TypeVar("T", NamespaceRecord, KeyRecord, LayerRecord)
 L = TypeVar("L", VersionRecord, AliasRecord)
 OUTCOME_S: Final = 5.0
 """How long an answer that carries a result waits for it."""
@@ -60,6 +60,7 @@ class Services:
     triggers: Registry[TriggerRecord]
     namespaces: Registry[NamespaceRecord]
     keys: Registry[KeyRecord]
+    layers: Registry[LayerRecord]
     versions: Registry[VersionRecord]
     aliases: Registry[AliasRecord]
     owner: Owner
@@ -146,11 +147,23 @@ class Services:
         """
         ticket = await self.commands.send(command.appid, command)
         await accepted(ticket, failed_code=failed_code, what=what)
+        self._show(registry, key, command, shown, ticket.offset)
+
+    async def publish_layer(self, wanted: LayerRecord, command: TenantCommand) -> LayerRecord:
+        """Send, wait until it has its number, and show it; raises as `change_tenant` does."""
+        ticket = await self.commands.send(command.appid, command)
+        what = f"the version of layer {wanted.name!r}"
+        outcome = await accepted(ticket, failed_code="FailedOperation.PublishLayerVersion", what=what)
+        made = replace(wanted, version=int(outcome.result))
+        self._show(self.layers, layer_key(made.appid, made.name, made.version), command, made, ticket.offset)
+        return made
+
+    def _show(self, registry: Registry[T], key: str, command: TenantCommand, shown: T | None, offset: int) -> None:
         if shown is None and registry.get(key) is None:
             return
-        state = None if shown is None else replace(shown, applied=ticket.offset, command_id=command.command_id)
+        state = None if shown is None else replace(shown, applied=offset, command_id=command.command_id)
         registry.propose(key, command.command_id, state, ends=state is None)
-        registry.sent(key, command.command_id, ticket.offset)
+        registry.sent(key, command.command_id, offset)
         registry.settled(Outcome(command.command_id, command.appid))
 
     async def change_ledger(

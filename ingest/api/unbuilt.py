@@ -9,7 +9,6 @@ from schemas.errors import BadRequest
 
 _ASYNC: Final = "asynchronous invocation (InvocationType Event) is not built yet"
 _DOMAINS: Final = "functions are reached by the bridge's own address, and custom domains are not built"
-_LAYERS: Final = "layers are not built; put what a layer would hold into the package"
 _PROVISIONED: Final = "workers are kept warm by forecast; fixed numbers of them can't be set yet"
 _RESERVED: Final = "a function's or tenant's share of the concurrency can't be set yet"
 
@@ -19,11 +18,6 @@ UNBUILT: Final[Mapping[str, str]] = {
     "ListCustomDomains": _DOMAINS,
     "UpdateCustomDomain": _DOMAINS,
     "DeleteCustomDomain": _DOMAINS,
-    "PublishLayerVersion": _LAYERS,
-    "GetLayerVersion": _LAYERS,
-    "ListLayerVersions": _LAYERS,
-    "ListLayers": _LAYERS,
-    "DeleteLayerVersion": _LAYERS,
     "PutProvisionedConcurrencyConfig": _PROVISIONED,
     "GetProvisionedConcurrencyConfig": _PROVISIONED,
     "DeleteProvisionedConcurrencyConfig": _PROVISIONED,

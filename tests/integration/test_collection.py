@@ -30,7 +30,7 @@ async def test_packages_that_nothing_needs_leave_the_store_and_a_versions_packag
     versions: FakeView[VersionRecord] = FakeView()
     versions.put("f/1", version("b"))
     collector = PackageCollector(
-        door, bucket, functions=functions, versions=versions, is_whole=lambda: True, clock=FakeClock(), keep_s=0.0
+        door, bucket, functions=functions, versions=versions, layers=FakeView(), is_whole=lambda: True, clock=FakeClock(), keep_s=0.0
     )  # fmt: skip
     assert await collector.once() == 1
     assert {entry.key for entry in await door.list(bucket)} == {needed, published, "notes.txt"}

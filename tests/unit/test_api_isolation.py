@@ -23,7 +23,7 @@ STRANGER = KeyPair("AKIDstranger", "strangersecret", "1250000002", "200000000002
 MARK = "victims-own"
 """In every name and text of the victim's; no answer to the stranger may hold it but as an echo of what it sent."""
 REQUEST_ID = "11111111-1111-4111-8111-111111111111"
-FUNCTION, NAMESPACE, TRIGGER, ALIAS = f"{MARK}-fn", f"{MARK}-ns", f"{MARK}-trigger", f"{MARK}-alias"
+FUNCTION, NAMESPACE, TRIGGER, ALIAS, LAYER = (f"{MARK}-{what}" for what in ("fn", "ns", "trigger", "alias", "layer"))
 
 
 def signed(keys: tuple[str, str], action: str, fields: dict[str, Any], tick: int = 0) -> tc3.SignedCall:
@@ -62,6 +62,8 @@ async def furnished() -> FakeFabric:
         key = f"{APPID}/{place.get('Namespace', 'default')}/{FUNCTION}"
         fabric.logs.of[FunctionKey.parse(key)] = [LogLine(REQUEST_ID, 1, "stdout", MARK)]
         fabric.activity.put(key, FunctionActivity(1, key, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0, 0))
+    content = {"CompatibleRuntimes": ["Python3.10"], "Content": creation()["Code"], "Description": MARK}
+    assert "Error" not in await call(fabric, VICTIM, "PublishLayerVersion", LayerName=LAYER, **content)
     assert "Error" not in await call(fabric, VICTIM, "CreateKey", Description=MARK)
     fabric.members.put("agent/a", Member("agent", MARK, MARK, "z", "unix:@x", 1, 1))
     return fabric
@@ -76,6 +78,7 @@ def state(fabric: FakeFabric) -> dict[str, Any]:
         "versions": {k: v for k, v in streams.versions.rows.items() if k.startswith(APPID)},
         "aliases": {k: v for k, v in streams.aliases.rows.items() if k.startswith(APPID)},
         "namespaces": {k: v for k, v in streams.namespaces.rows.items() if k.startswith(APPID)},
+        "layers": {k: v for k, v in streams.layers.rows.items() if k.startswith(APPID)},
         "keys": {k: v for k, v in streams.keys.rows.items() if v.appid == APPID},
         "calls": [c for c in fabric.invoker.calls if c["function"].appid == APPID],
         "groups": [g for g in fabric.sources.deleted_groups if f".{APPID}." in g],
@@ -98,7 +101,7 @@ def guesses(action: str, fabric: FakeFabric, namespace: str) -> dict[str, Any]:
         "Description": "changed",
         "Name": ALIAS,
         "FunctionVersion": "1",
-        "LayerName": f"{MARK}-layer",
+        "LayerName": LAYER,
         "LayerVersion": 1,
         "NewFunctionName": "stolen",
         "ReservedConcurrencyMem": 128,
@@ -112,6 +115,8 @@ def guesses(action: str, fabric: FakeFabric, namespace: str) -> dict[str, Any]:
         fields["ZipFile"] = creation()["Code"]["ZipFile"]
     if action == "CreateTrigger":
         fields["TriggerDesc"] = '{"topic": "orders"}'
+    if action == "PublishLayerVersion":
+        fields |= {"CompatibleRuntimes": ["Python3.10"], "Content": creation()["Code"]}
     if action == "CreateNamespace":
         fields["Namespace"] = "mine"
     if action in ("Invoke", "GetFunctionLogs"):
@@ -172,6 +177,10 @@ async def test_listings_without_names_hold_the_callers_own_only(action: str) -> 
     await call(fabric, OTHER, "CreateFunction", **creation("mine"))
     names = ACTIONS[action].schema.names
     fields = {"FunctionName": "mine"} if "FunctionName" in names else {}
+    if "LayerName" in names:
+        content = {"CompatibleRuntimes": ["Python3.10"], "Content": creation()["Code"]}
+        fields = {"LayerName": "mine"}
+        assert "Error" not in await call(fabric, OTHER, "PublishLayerVersion", **fields, **content)
     answer = await stranger_calls(fabric, action, fields)
     assert "Error" not in answer
     assert MARK not in json.dumps(answer)

@@ -12,7 +12,8 @@ from infra.objectstore.store import StoredObject
 from ingest.api.collection import PackageCollector, Watch, look, needed_objects
 from schemas.errors import ObjectNotFound
 from schemas.package import package_object
-from schemas.records import FunctionRecord, VersionRecord
+from schemas.records import FunctionRecord, LayerRef, VersionRecord
+from schemas.tenants import LayerRecord
 from tests.api_fakes import FakeClock, FakeView
 from tests.commands import CONFIG, NOW_MS
 
@@ -29,6 +30,10 @@ def function(serving: str = "", proposed: str = "") -> FunctionRecord:
 
 def version(letter: str) -> VersionRecord:
     return VersionRecord(1, "1", "1", "default", "f", "1", "", NOW_MS, 0, "c", replace(CONFIG, code_sha256=letter * 64))
+
+
+def layer(letter: str) -> LayerRecord:
+    return LayerRecord(1, "1", "1", "l", 1, letter * 64, 1, ("Python3.10",), "", "", NOW_MS, 0, "c")
 
 
 class Store:
@@ -57,8 +62,9 @@ class Rig:
         self.store, self.clock, self.is_whole = Store(*names), FakeClock(), True
         self.functions: FakeView[FunctionRecord] = FakeView()
         self.versions: FakeView[VersionRecord] = FakeView()
+        self.layers: FakeView[LayerRecord] = FakeView()
         self.collector = PackageCollector(
-            self.store, "b", functions=self.functions, versions=self.versions,
+            self.store, "b", functions=self.functions, versions=self.versions, layers=self.layers,
             is_whole=lambda: self.is_whole, clock=self.clock,
         )  # fmt: skip
 
@@ -70,7 +76,23 @@ class Rig:
 
 
 def test_what_serves_what_is_proposed_and_what_is_published_is_needed() -> None:
-    assert needed_objects([function("a", "b")], [version("c")]) == {A, B, C}
+    assert needed_objects([function("a", "b")], [version("c")], []) == {A, B, C}
+
+
+def test_layers_are_needed_while_they_are_published_and_while_a_version_binds_them() -> None:
+    assert needed_objects([], [], [layer("d")]) == {D}
+    bound = replace(CONFIG, code_sha256="c" * 64, layers=(LayerRef("l", 1, "d" * 64), LayerRef("m", 1, "a" * 64)))
+    assert needed_objects([], [replace(version("c"), config=bound)], []) == {A, C, D}
+
+
+async def test_a_layers_package_goes_an_hour_after_the_layer_only() -> None:
+    rig = Rig(A, B)
+    rig.layers.put("1/l@1", layer("a"))
+    await rig.look()
+    assert await rig.look(hours=1.01) == {A}
+    rig.layers.put("1/l@1", None)
+    await rig.look()
+    assert await rig.look(hours=1.01) == set()
 
 
 async def test_a_package_goes_after_an_hour_and_never_while_a_version_needs_it() -> None:

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import avro
-from schemas.limits import KEYS_PER_TENANT, NAMESPACES_PER_TENANT
+from schemas.limits import KEYS_PER_TENANT, LAYERS_PER_TENANT, NAMESPACES_PER_TENANT, VERSIONS_PER_LAYER
 from schemas.records import Outcome
-from schemas.tenants import TENANT_COMMAND_KINDS, KeyRecord, NamespaceRecord, TenantCommand
-from schemas.topics import KEYS, NAMESPACES, OUTCOMES, TENANT_COMMANDS
+from schemas.tenants import TENANT_COMMAND_KINDS, KeyRecord, LayerRecord, NamespaceRecord, TenantCommand
+from schemas.topics import KEYS, LAYERS, NAMESPACES, OUTCOMES, TENANT_COMMANDS
 from streams import tenants
 from streams.tenancy import TenantProcessor
 from streams.tenants import NEW, Gone, TenantEntry, take
@@ -29,25 +29,32 @@ def namespace(name: str, description: str = "") -> NamespaceRecord:
     return NamespaceRecord(0, APPID, "1", name, description, NOW_MS, NOW_MS, -1, "")
 
 
+def layer(name: str, version: int = 0) -> LayerRecord:
+    return LayerRecord(0, APPID, "1", name, version, "ab" * 32, 9, ("Python3.10",), "words", "MIT", 0, -1, "")
+
+
 def wish(
-    kind: str, row: KeyRecord | NamespaceRecord | None, *, last_too: bool = False, at_ms: int = NOW_MS
+    kind: str, row: KeyRecord | NamespaceRecord | LayerRecord | None, *, last_too: bool = False, at_ms: int = NOW_MS
 ) -> TenantCommand:
-    named = {"key": row} if isinstance(row, KeyRecord) else {"namespace": row}
-    return TenantCommand(f"c-{kind}", kind, at_ms, APPID, "1", **named, last_too=last_too)
+    command = TenantCommand(f"c-{kind}", kind, at_ms, APPID, "1", last_too=last_too)
+    if isinstance(row, LayerRecord):
+        return replace(command, layer=row)
+    return replace(command, key=row) if isinstance(row, KeyRecord) else replace(command, namespace=row)
 
 
 def after(*commands: TenantCommand) -> TenantEntry:
     entry = NEW
     for offset, command in enumerate(commands):
         entry, outputs = take(entry, command, offset)
-        assert outputs[-1] == Outcome(command.command_id, APPID), outputs
+        assert isinstance(outputs[-1], Outcome)
+        assert outputs[-1].code == "", outputs
     return entry
 
 
 def refusal(entry: TenantEntry, command: TenantCommand) -> str:
     then, outputs = take(entry, command, entry.applied + 1)
     [outcome] = outputs
-    assert (then.namespaces, then.keys) == (entry.namespaces, entry.keys)
+    assert (then.namespaces, then.keys, then.layers) == (entry.namespaces, entry.keys, entry.layers)
     assert isinstance(outcome, Outcome)
     assert outcome.code
     return outcome.code
@@ -104,6 +111,33 @@ def test_the_last_usable_key_stays_unless_it_may_go_too() -> None:
     assert gone == Gone("dead")
 
 
+def test_a_layers_versions_are_numbered_and_none_comes_twice_while_it_is_there() -> None:
+    entry, [row, outcome] = take(NEW, wish("publish-layer", layer("l")), 4)
+    assert row == replace(layer("l", 1), seq=5, applied=4, command_id="c-publish-layer", created_unix_ms=NOW_MS)
+    assert outcome == Outcome("c-publish-layer", APPID, result="1")
+    entry, [row, outcome] = take(entry, wish("publish-layer", layer("l")), 5)
+    assert outcome == Outcome("c-publish-layer", APPID, result="2")
+    entry, [gone, outcome] = take(entry, wish("delete-layer", layer("l", 2)), 6)
+    assert (gone, outcome) == (Gone(f"{APPID}/l@2"), Outcome("c-delete-layer", APPID))
+    assert refusal(entry, wish("delete-layer", layer("l", 2))) == "ResourceNotFound.LayerVersion"
+    assert refusal(entry, wish("delete-layer", layer("other", 1))) == "ResourceNotFound.LayerVersion"
+    entry, [row, _] = take(entry, wish("publish-layer", layer("l")), 7)
+    assert isinstance(row, LayerRecord)
+    assert row.version == 3
+
+
+def test_there_are_so_many_layers_and_so_many_versions_of_one() -> None:
+    entry = after(*(wish("publish-layer", layer("l0")) for _ in range(VERSIONS_PER_LAYER)))
+    assert refusal(entry, wish("publish-layer", layer("l0"))) == "LimitExceeded.LayerVersions"
+    for number in range(1, LAYERS_PER_TENANT):
+        entry, _ = take(entry, wish("publish-layer", layer(f"l{number}")), entry.applied + 1)
+    assert refusal(entry, wish("publish-layer", layer("more"))) == "LimitExceeded.Layers"
+    entry, _ = take(entry, wish("delete-layer", layer("l1", 1)), entry.applied + 1)
+    entry, _ = take(entry, wish("publish-layer", layer("more")), entry.applied + 1)
+    assert len(entry.layers) == LAYERS_PER_TENANT
+    assert len(avro.encode(entry)) < 20_000, "an entry must stay far below what a record may have"
+
+
 @pytest.mark.parametrize("kind", [*TENANT_COMMAND_KINDS, "paint-namespace"])
 def test_a_command_that_does_not_say_what_it_is_about_is_refused(kind: str) -> None:
     assert refusal(NEW, wish(kind, None)) in ("InternalError", "UnsupportedOperation")
@@ -111,7 +145,10 @@ def test_a_command_that_does_not_say_what_it_is_about_is_refused(kind: str) -> N
 
 def commands() -> st.SearchStrategy[TenantCommand]:
     names = st.sampled_from(["default", "a", "b"])
-    rows = names.map(namespace) | st.builds(key, names, applied=st.integers(-1, 6))
+    rows: st.SearchStrategy[KeyRecord | NamespaceRecord | LayerRecord] = names.map(namespace) | st.builds(
+        key, names, applied=st.integers(-1, 6)
+    )
+    rows |= st.builds(layer, names, st.integers(1, 3))
     return st.builds(wish, st.sampled_from(TENANT_COMMAND_KINDS), rows, last_too=st.booleans())
 
 
@@ -140,6 +177,8 @@ async def test_the_processor_writes_rows_to_their_topics_and_state_before_output
             wish("create-namespace", namespace("ns")),
             wish("create-key", key("k")),
             wish("delete-namespace", namespace("ns")),
+            wish("publish-layer", layer("l")),
+            wish("delete-layer", layer("l", 1)),
         ]
     ):
         await processor.handle(memory.record(TENANT_COMMANDS, command, offset=offset, key=APPID.encode()))
@@ -148,6 +187,8 @@ async def test_the_processor_writes_rows_to_their_topics_and_state_before_output
         (NAMESPACES, 2, f"{APPID}/ns".encode(), False),
         (KEYS, 2, b"k", False),
         (NAMESPACES, 2, f"{APPID}/ns".encode(), True),
+        (LAYERS, 2, f"{APPID}/l@1".encode(), False),
+        (LAYERS, 2, f"{APPID}/l@1".encode(), True),
     ]
     assert memory.log[:4] == ["put", f"publish {NAMESPACES}", f"publish {OUTCOMES}", "done"]
 
