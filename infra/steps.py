@@ -57,6 +57,7 @@ class StepLoop:
         self._queue: asyncio.Queue[tuple[int, Record]] = asyncio.Queue()
         self._epochs: dict[int, int] = {}
         self._held = False
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._consumer = GroupConsumer(
             cluster,
             topic=STEP_TOPICS[module],
@@ -68,18 +69,29 @@ class StepLoop:
         )
 
     async def run(self) -> None:
-        """Work until cancelled; the step under way is then left uncommitted and comes again."""
+        """Work until cancelled; the step under way is then left uncommitted and comes again.
+
+        Raises:
+            PenstockError: the consumer has ended; a new process may do better.
+        """
         self._consumer.start()
+        work = asyncio.ensure_future(self._work())
         try:
-            while True:
-                epoch, record = await self._queue.get()
-                if self._held and self._queue.qsize() < _QUEUED // 2:
-                    self._held = False
-                    self._consumer.release()
-                if self._epochs.get(record.partition) == epoch:
-                    await self._step(epoch, record)
+            await asyncio.wait((work, self._ended), return_when=asyncio.FIRST_COMPLETED)
+            self._ended.result() if self._ended.done() else work.result()
         finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
             await self._consumer.close()
+
+    async def _work(self) -> None:
+        while True:
+            epoch, record = await self._queue.get()
+            if self._held and self._queue.qsize() < _QUEUED // 2:
+                self._held = False
+                self._consumer.release()
+            if self._epochs.get(record.partition) == epoch:
+                await self._step(epoch, record)
 
     async def _step(self, epoch: int, record: Record) -> None:
         try:
@@ -158,3 +170,5 @@ class StepLoop:
     def failed(self, error: PenstockError) -> None:
         """Trouble with the broker: the consumer goes on by itself, or has ended."""
         _LOG.warning("steps of %s: %s", self._module, error)
+        if not error.retryable and not self._ended.done():
+            self._ended.set_exception(error)

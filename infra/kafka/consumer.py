@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
@@ -24,6 +24,7 @@ from infra.kafka.commits import Answer, Commits, Mark
 from schemas.errors import BrokerUnavailable, ConfigError, PenstockError
 
 _LOG = logging.getLogger("infra.kafka.consumer")
+_T = TypeVar("_T")
 _BATCH = 500
 _IDLE_POLL_S = 0.02
 _HELD_POLL_S = 0.02
@@ -40,6 +41,7 @@ _LAST_COMMIT_S = 0.5
 _LONG_HOLD_S = 5.0
 """A rebalance waits for the next poll, so for a hold; a longer one pauses (which throws the prefetch away) and polls on."""
 _COMMITTED_TIMEOUT_S = 10.0
+_ASK_AGAIN_S = 0.2
 
 
 class Record(NamedTuple):
@@ -350,11 +352,9 @@ class GroupConsumer:
         for tp in found:
             metadata = tp.metadata or ""
             epoch = max(unix_ms(), self._parse_epoch(metadata) + 1)
-            start = tp.offset
-            if start < 0:
-                start = consumer.get_watermark_offsets(
-                    TopicPartition(self._topic, tp.partition), timeout=_COMMITTED_TIMEOUT_S
-                )[0]
+            start = tp.offset if tp.offset >= 0 else self._first_offset(consumer, tp.partition)
+            if start is None:
+                return
             self._commits.hold(tp.partition, epoch, start)
             told[tp.partition] = Assigned(epoch, start, metadata if tp.offset >= 0 else "")
         consumer.incremental_assign([TopicPartition(self._topic, p, a.offset) for p, a in told.items()])
@@ -362,14 +362,36 @@ class GroupConsumer:
             self._post(self._events.assigned, told)
 
     def _read_committed(self, consumer: Consumer, wanted: list[TopicPartition]) -> list[TopicPartition]:
-        """Committed offsets; asked again while a transaction hides them or the broker is away. Never guessed."""
-        while wanted and not self._stopping.is_set():
+        """Committed offsets; nothing when it stops first. A transaction may hide them for a while."""
+
+        def ask() -> list[TopicPartition]:
+            found = consumer.committed(wanted, timeout=_COMMITTED_TIMEOUT_S) if wanted else []
+            if refused := [tp.error for tp in found if tp.error is not None]:
+                raise KafkaException(refused[0])
+            return list(found)
+
+        return self._until_answered(ask, "committed offsets") or []
+
+    def _first_offset(self, consumer: Consumer, partition: int) -> int | None:
+        """Where a partition begins; None when it stops first. A partition just made, or moving, has no leader for a while."""
+
+        def ask() -> int:
+            low, _high = consumer.get_watermark_offsets(
+                TopicPartition(self._topic, partition), timeout=_COMMITTED_TIMEOUT_S
+            )
+            return int(low)
+
+        return self._until_answered(ask, f"first offset of partition {partition}")
+
+    def _until_answered(self, ask: Callable[[], _T], what: str) -> _T | None:
+        """What the broker says, asked again while it can't say: an offset is never guessed."""
+        while not self._stopping.is_set():
             try:
-                return list(consumer.committed(wanted, timeout=_COMMITTED_TIMEOUT_S))
+                return ask()
             except KafkaException as exc:
-                self._post(self._events.failed, BrokerUnavailable(f"committed offsets: {reason(exc)}"))
-                time.sleep(0.2)
-        return []
+                self._post(self._events.failed, BrokerUnavailable(f"{what}: {reason(exc)}"))
+                self._stopping.wait(_ASK_AGAIN_S)
+        return None
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         going = frozenset(tp.partition for tp in partitions)
