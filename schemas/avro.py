@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import operator
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, TypeVar, cast, get_args, get_origin
 
@@ -21,9 +22,11 @@ from fastavro.schema import fingerprint, parse_schema, to_parsing_canonical_form
 from schemas.errors import WireError
 
 _MAGIC = b"\xc3\x01"
+_NAMESPACE = "penstock"
 _PRIMITIVES: dict[type, str] = {str: "string", int: "long", float: "double", bool: "boolean", bytes: "bytes"}
 
 T = TypeVar("T")
+Turn = Callable[[Any], Any]
 
 
 def schema_of(record: type) -> dict[str, Any]:
@@ -37,9 +40,13 @@ def _record_schema(record: type, *, seen: set[str]) -> dict[str, Any]:
     return {
         "type": "record",
         "name": record.__name__,
-        "namespace": "penstock",
+        "namespace": _NAMESPACE,
         "fields": [_field_schema(f, hints[f.name], seen) for f in dataclasses.fields(record)],
     }
+
+
+def _full_name(record: type) -> str:
+    return f"{_NAMESPACE}.{record.__name__}"
 
 
 def _field_schema(field: dataclasses.Field[Any], hint: Any, seen: set[str]) -> dict[str, Any]:
@@ -55,7 +62,7 @@ def _type_schema(hint: Any, seen: set[str]) -> Any:
     if hint in _PRIMITIVES:
         return _PRIMITIVES[hint]
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return f"penstock.{hint.__name__}" if hint.__name__ in seen else _record_schema(hint, seen=seen)
+        return _full_name(hint) if hint.__name__ in seen else _record_schema(hint, seen=seen)
     origin, args = get_origin(hint), get_args(hint)
     if origin in (types.UnionType, typing.Union) and type(None) in args and len(args) == 2:
         return ["null", _type_schema(next(a for a in args if a is not type(None)), seen)]
@@ -70,6 +77,8 @@ def _type_schema(hint: Any, seen: set[str]) -> Any:
 class _Shape:
     parsed: Any
     header: bytes
+    plain: Turn
+    typed: Turn
 
 
 _SHAPES: dict[type, _Shape] = {}
@@ -85,7 +94,8 @@ def _shape(record: type) -> _Shape:
 def _make_shape(record: type) -> _Shape:
     schema = schema_of(record)
     digest = fingerprint(to_parsing_canonical_form(parse_schema(schema)), "CRC-64-AVRO")
-    return _Shape(parse_schema(schema), _MAGIC + bytes.fromhex(digest))
+    header = _MAGIC + bytes.fromhex(digest)
+    return _Shape(parse_schema(schema), header, _plain_record(record), _typed_record(record))
 
 
 def encode(record: Any) -> bytes:
@@ -93,16 +103,8 @@ def encode(record: Any) -> bytes:
     shape = _shape(type(record))
     out = io.BytesIO()
     out.write(shape.header)
-    fastavro.schemaless_writer(out, shape.parsed, _plain(record))
+    fastavro.schemaless_writer(out, shape.parsed, shape.plain(record))
     return out.getvalue()
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, tuple):
-        return [_plain(v) for v in value]
-    return value
 
 
 def decode(record: type[T], message: bytes, *, known: Mapping[bytes, Any] | None = None) -> T:
@@ -128,23 +130,73 @@ def decode(record: type[T], message: bytes, *, known: Mapping[bytes, Any] | None
         data = fastavro.schemaless_reader(body, writer, shape.parsed)
     except Exception as exc:  # fastavro raises many kinds on damaged bytes
         raise WireError(f"message is a damaged {record.__name__}: {exc}") from exc
-    return cast(T, _typed(record, data))
+    return cast(T, shape.typed(data))
 
 
-def _typed(hint: Any, value: Any) -> Any:
-    if value is None or hint in _PRIMITIVES:
-        return value
+def _plain_of(hint: Any) -> Turn | None:
+    """How a value of this type becomes what fastavro writes; None: it is that already."""
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        hints = _hints(hint)
-        return hint(**{name: _typed(hints[name], v) for name, v in value.items()})
+        return _plain_record(hint)
+    inner, is_tuple = _inner(hint)
+    turn = None if inner is None else _plain_of(inner)
+    if is_tuple:
+        return list if turn is None else lambda value: [turn(v) for v in value]
+    if turn is None:
+        return None
+    if not isinstance(inner, type):
+        return lambda value: None if value is None else turn(value)
+    name = _full_name(inner)
+    return lambda value: None if value is None else (name, turn(value))  # named, else fastavro tries every branch
+
+
+@cache
+def _plain_record(record: type) -> Turn:
+    fields = [(name, _plain_of(hint)) for name, hint in _hints(record).items()]
+    names = [name for name, _turn in fields]
+    turns = [(name, turn) for name, turn in fields if turn is not None]
+    get = operator.attrgetter(*names) if len(names) > 1 else lambda value: (getattr(value, names[0]),)
+
+    def plain(value: Any) -> dict[str, Any]:
+        data = dict(zip(names, get(value), strict=True))
+        for name, turn in turns:
+            data[name] = turn(data[name])
+        return data
+
+    return plain
+
+
+def _typed_of(hint: Any) -> Turn | None:
+    """How what fastavro read becomes a value of this type; None: it is that already."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _typed_record(hint)
+    inner, is_tuple = _inner(hint)
+    turn = None if inner is None else _typed_of(inner)
+    if is_tuple:
+        return tuple if turn is None else lambda value: tuple(turn(v) for v in value)
+    return None if turn is None else lambda value: None if value is None else turn(value)
+
+
+@cache
+def _typed_record(record: type) -> Turn:
+    turns = [(name, turn) for name, hint in _hints(record).items() if (turn := _typed_of(hint)) is not None]
+
+    def typed(data: Any) -> Any:
+        for name, turn in turns:
+            data[name] = turn(data[name])
+        return record(**data)
+
+    return typed
+
+
+def _inner(hint: Any) -> tuple[Any, bool]:
+    """What an optional or a tuple holds, and whether it is a tuple; None for anything else."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        return _typed(next(a for a in args if a is not type(None)), value)
-    if origin is tuple:
-        return tuple(_typed(args[0], v) for v in value)
-    return value
+        return next(a for a in args if a is not type(None)), False
+    return (args[0], True) if origin is tuple else (None, False)
 
 
 @cache
 def _hints(record: type) -> dict[str, Any]:
-    return typing.get_type_hints(record)
+    hints = typing.get_type_hints(record)
+    return {f.name: hints[f.name] for f in dataclasses.fields(record)}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import uvloop
 
 from infra.broker.kafka import running_broker
 from infra.kafka.clients import Cluster
@@ -143,4 +144,5 @@ async def main(restate: str | None) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--restate", help="http://HOST:PORT of an ingress")
-    asyncio.run(main(parser.parse_args().restate))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as the processes that the modules live in
+        runner.run(main(parser.parse_args().restate))
