@@ -45,6 +45,15 @@ LANE_RECORDS: Final = Metric(
 )
 LANE_IN_FLIGHT: Final = Metric("penstock_ingest_in_flight_records", _G, (), "Records now in an invocation")
 LANE_QUEUED: Final = Metric("penstock_ingest_queued_records", _G, (), "Records that wait in lanes")
+EVENTS: Final = Metric(
+    "penstock_ingest_events_total",
+    _C,
+    ("outcome",),
+    "Asynchronous events: finished, failed, aborted, later (tried again)",
+)
+EVENTS_HELD: Final = Metric(
+    "penstock_ingest_held_events", _G, ("state",), "Asynchronous events in hand: running, waiting"
+)
 INVOCATIONS: Final = Metric(
     "penstock_router_invocations_total", _C, ("status",), "Invocations that ended, by run status"
 )
@@ -66,6 +75,8 @@ METRICS: Final[tuple[Metric, ...]] = (
     LANE_RECORDS,
     LANE_IN_FLIGHT,
     LANE_QUEUED,
+    EVENTS,
+    EVENTS_HELD,
     INVOCATIONS,
     INVOCATION_SECONDS,
     WAIT_SECONDS,

@@ -97,6 +97,9 @@ class FabricSettings(BaseSettings):
     worker_idle_s: float = Field(default=60.0, ge=0, le=86_400)
     """Keep-alive: how long a worker without work is kept, seconds. More memory, fewer cold starts."""
 
+    event_retry_s: float = Field(default=60.0, ge=0.1, le=3_600)
+    """How long an asynchronous event that failed waits before it runs again, seconds."""
+
     node_memory_share: float = Field(default=0.5, gt=0, le=1)
     """Share of this machine's memory that all workers together may hold; idle ones end first when it is reached."""
 

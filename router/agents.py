@@ -103,6 +103,13 @@ class AgentLink:
         """Ask the agent to end one invocation; its result still comes."""
         self._send(json_frame(Kind.CANCEL, corr, None))
 
+    def cancel_request(self, request_id: bytes) -> bool:
+        """Ask for the end of a request's run, if it is out here; its result still comes. Looks at all that is out: for rare calls."""
+        found = [corr for corr, call in self.pending.items() if call.request_id == request_id]
+        for corr in found:
+            self.cancel(corr)
+        return bool(found)
+
     def tick(self, now_mono_s: float) -> None:
         """Called every PING_S: ping, close when silent, give up what is far past its limits."""
         if not self.up:

@@ -102,6 +102,14 @@ class Dispatcher:
         """How calls by this qualifier divide between versions now; None when all of them go to one."""
         return self._resolver.split(function, qualifier)
 
+    def cancel(self, request_id: bytes) -> bool:
+        """End a request's run, wherever it is; True when there was one. Its `done` is called as ever. For rare calls."""
+        held = [(until, call) for until, call in self._held if call.request_id == request_id]
+        for one in held:
+            self._held.remove(one)
+            one[1].done(failure(RunStatus.CANCELLED, "the run was cancelled before it began", request_id))
+        return any(link.cancel_request(request_id) for link in self._agents.links) or bool(held)
+
     def agents_changed(self) -> None:
         """An agent came or went: send what was held."""
         while self._held and (link := self._choose(self._held[0][1].spec)) is not None:

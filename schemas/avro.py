@@ -52,10 +52,16 @@ def _full_name(record: type) -> str:
 def _field_schema(field: dataclasses.Field[Any], hint: Any, seen: set[str]) -> dict[str, Any]:
     schema: dict[str, Any] = {"name": field.name, "type": _type_schema(hint, seen)}
     if field.default is not dataclasses.MISSING:
-        schema["default"] = list(field.default) if isinstance(field.default, tuple) else field.default
+        schema["default"] = _default(field.default)
     elif field.default_factory is not dataclasses.MISSING:
         schema["default"] = field.default_factory()
     return schema
+
+
+def _default(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _type_schema(hint: Any, seen: set[str]) -> Any:

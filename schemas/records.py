@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from schemas.limits import EVENT_RETRIES, EVENT_TTL_RANGE_S
+
 LEVELS = 6
 """Cold-start levels L0..L5 (DESIGN.md section 5); counters per level are tuples of this length."""
 
@@ -52,6 +54,14 @@ class FunctionConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class EventPolicy:
+    """How a function's asynchronous events are tried again: `retries` after its own failures, nothing once they are `ttl_s` old."""
+
+    retries: int = EVENT_RETRIES
+    ttl_s: int = EVENT_TTL_RANGE_S[1]
+
+
+@dataclass(frozen=True, slots=True)
 class FunctionRecord:
     """State of one function; key `appid/namespace/name` in topic penstock.registry.functions.v1 (tombstone when deleted).
 
@@ -74,6 +84,7 @@ class FunctionRecord:
     serving: FunctionConfig | None = None
     proposed: FunctionConfig | None = None
     reasons: tuple[StatusReason, ...] = ()
+    events: EventPolicy = EventPolicy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,12 +211,14 @@ class Command:
     publish: bool = False
     qualifier: str = ""
     alias: AliasRecord | None = None
+    events: EventPolicy | None = None
 
 
 COMMAND_KINDS = (
     "create-function",
     "update-function",
     "delete-function",
+    "set-event-policy",
     "create-trigger",
     "update-trigger",
     "delete-trigger",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from schemas import records, tenants
+from schemas import events, records, tenants
 
 CONTROL_PARTITIONS: Final = 4
 HOUR_MS: Final = 3_600_000
@@ -68,6 +68,12 @@ INVOCATIONS: Final = "penstock.telemetry.invocations.v1"
 ACTIVITY: Final = "penstock.telemetry.functions.v1"
 LANES: Final = "penstock.lanes.status.v1"
 LOGS: Final = "penstock.logs.lines.v1"
+EVENTS_NEW: Final = "penstock.events.new.v1"
+EVENTS_LATER: Final = "penstock.events.later.v1"
+EVENTS_CROWDED: Final = "penstock.events.crowded.v1"
+EVENTS_DEAD: Final = "penstock.events.dead.v1"
+EVENTS_STATUS: Final = "penstock.events.status.v1"
+TERMINATIONS: Final = "penstock.events.terminations.v1"
 
 _C: Final = CONTROL_PARTITIONS
 TOPICS: Final[tuple[TopicSpec, ...]] = (
@@ -97,4 +103,18 @@ TOPICS: Final[tuple[TopicSpec, ...]] = (
     TopicSpec(ACTIVITY, records.FunctionActivity, _C, True, None, "streams", "activity of every function"),
     TopicSpec(LANES, records.LaneStatus, 1, True, None, "gateway", "state of each trigger's lanes"),
     TopicSpec(LOGS, records.LogBlock, _C, False, 24 * HOUR_MS, "agent", "log lines of functions"),
+    TopicSpec(EVENTS_NEW, events.AsyncEvent, _C, False, 7 * 24 * HOUR_MS, "gateway", "asynchronous events"),
+    TopicSpec(EVENTS_LATER, events.AsyncEvent, _C, False, 7 * 24 * HOUR_MS, "gateway", "events that run again later"),
+    TopicSpec(
+        EVENTS_CROWDED,
+        events.AsyncEvent,
+        _C,
+        False,
+        7 * 24 * HOUR_MS,
+        "gateway",
+        "events behind many of their function",
+    ),
+    TopicSpec(EVENTS_DEAD, events.AsyncEvent, _C, False, 14 * 24 * HOUR_MS, "gateway", "events that were given up"),
+    TopicSpec(EVENTS_STATUS, events.EventStatus, _C, True, 72 * HOUR_MS, "gateway", "what became of events"),
+    TopicSpec(TERMINATIONS, events.Termination, 1, True, 24 * HOUR_MS, "gateway", "events that are to be ended"),
 )

@@ -317,6 +317,15 @@ def _update_function(entry: Entry, command: Command, key: str) -> Entry | Outcom
     return _begun(replace(entry, ledger=versions.began(entry.ledger, command)), record, command)
 
 
+def _set_event_policy(entry: Entry, command: Command, key: str) -> Entry | Outcome:
+    if entry.function is None:
+        return _no_function(command, key)
+    if command.events is None:
+        return _malformed(command, key, "no policy")
+    record = replace(entry.function, events=command.events, command_id=command.command_id)
+    return replace(entry, moved=True, function=record, outcomes=(*entry.outcomes, Outcome(command.command_id, key)))
+
+
 def _delete_function(entry: Entry, command: Command, key: str) -> Entry | Outcome:
     record = entry.function
     if record is None:
@@ -401,6 +410,7 @@ _DECISIONS: Final = {
     "create-function": _create_function,
     "update-function": _update_function,
     "delete-function": _delete_function,
+    "set-event-policy": _set_event_policy,
     "create-trigger": _create_trigger,
     "update-trigger": _update_trigger,
     "delete-trigger": _delete_trigger,

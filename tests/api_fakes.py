@@ -22,7 +22,9 @@ from ingest.api.ports import KeyPair, LaneState, LogPage, Owner, Position
 from ingest.api.registry import Registry
 from ingest.api.server import ApiServer
 from ingest.api.services import Services
+from ingest.events.runner import status_of
 from schemas.errors import BadPackage, BrokerUnavailable, ObjectNotFound
+from schemas.events import AsyncEvent, EventState, EventStatus, Termination
 from schemas.frames import WANT_LOG_TAIL, Flow, Result
 from schemas.ids import FunctionKey, TriggerKey, layer_key
 from schemas.lifecycle import FunctionStatus
@@ -371,6 +373,29 @@ class FakeWorkflows:
         return [r for r in self.records if r.key.startswith(f"{appid}/") and saga_id in ("", r.saga_id)]
 
 
+class FakeEvents:
+    """Accepted events stay RUNNING, unless a test says otherwise."""
+
+    def __init__(self) -> None:
+        self.accepted: list[AsyncEvent] = []
+        self.states: dict[str, EventStatus] = {}
+        self.terminated: list[Termination] = []
+
+    async def accept(self, event: AsyncEvent, now_ms: int) -> None:
+        self.accepted.append(event)
+        self.states[event.request_id] = status_of(event, EventState.RUNNING, now_ms)
+
+    async def find(self, appid: str, request_id: str) -> EventStatus | None:
+        status = self.states.get(request_id)
+        return status if status is not None and status.key.startswith(f"{appid}/") else None
+
+    async def of(self, key: FunctionKey, request_id: str = "") -> list[EventStatus]:
+        return [s for s in self.states.values() if s.key == str(key) and request_id in ("", s.request_id)]
+
+    async def terminate(self, wish: Termination) -> None:
+        self.terminated.append(wish)
+
+
 class FakeKeys:
     """The fabric's own keys, and more."""
 
@@ -418,6 +443,7 @@ class FakeFabric:
         self.lanes = FakeLanes()
         self.logs = FakeLogs()
         self.workflows = FakeWorkflows()
+        self.events = FakeEvents()
         self.health = FakeHealth()
         self.clock = FakeClock()
         self.background = BackgroundWork()
@@ -441,6 +467,7 @@ class FakeFabric:
             dead=self.lanes,
             logs=self.logs,
             workflows=self.workflows,
+            events=self.events,
             activity=self.activity,
             members=self.members,
             background=self.background,

@@ -25,6 +25,7 @@ from ingest.api.adapters import KafkaCommands, KafkaLaneStates, KafkaRequests, S
 from ingest.api.background import BackgroundWork
 from ingest.api.calls import Api
 from ingest.api.collection import PackageCollector
+from ingest.api.kafka_events import KafkaEvents, KafkaOutlet
 from ingest.api.kafka_logs import KafkaLogs
 from ingest.api.kafka_sources import KafkaSources
 from ingest.api.kafka_workflows import KafkaWorkflows
@@ -34,6 +35,7 @@ from ingest.api.registry import Registry
 from ingest.api.server import ApiServer
 from ingest.api.services import Services
 from ingest.deadletter import DeadIndex, DeadLetterSink
+from ingest.events.work import EventWork, kafka_topics
 from ingest.triggers import TriggerManager
 from router.agents import AgentPool
 from router.counts import Counts
@@ -50,7 +52,7 @@ STREAMS_STALE_MS = 10_000
 _TABLES = (
     topics.FUNCTIONS, topics.TRIGGERS, topics.MEMBERS, topics.ACTIVITY, topics.LANES, topics.OUTCOMES,
     topics.NAMESPACES, topics.KEYS, topics.REQUESTS, topics.VERSIONS, topics.ALIASES,
-    topics.LAYERS,
+    topics.LAYERS, topics.TERMINATIONS,
 )  # fmt: skip
 
 
@@ -124,6 +126,18 @@ class Gateway:
                 metrics=metrics,
                 split=dispatcher.split,
             )
+            outlet = KafkaOutlet(self._producer)
+            work = EventWork(
+                kafka_topics(cluster, self._process.slot),
+                dispatcher.submit,
+                dispatcher.cancel,
+                outlet,
+                functions=view(topics.FUNCTIONS),
+                terminations=view(topics.TERMINATIONS),
+                counts=self._counts,
+                metrics=metrics,
+                retry_s=settings.event_retry_s,
+            )
             own = credentials(settings.data_dir)
             made_s = (settings.data_dir / CREDENTIALS_FILE).stat().st_mtime
             keys = Registry(view(topics.KEYS), clock.mono_s)
@@ -146,6 +160,7 @@ class Gateway:
                 dead=dead,
                 logs=KafkaLogs(admin, scanner, clock.mono_s),
                 workflows=KafkaWorkflows(admin, scanner),
+                events=KafkaEvents(outlet, admin, scanner),
                 activity=view(topics.ACTIVITY),
                 members=members,
                 background=background,
@@ -169,6 +184,7 @@ class Gateway:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._agents.run())
                 group.create_task(manager.run())
+                group.create_task(work.run())
                 routes = RouteModule(resolver, lambda: len(self._agents.links))
                 group.create_task(
                     StepLoop(

@@ -9,6 +9,8 @@ from ingest.api.fields import NoFields
 from ingest.api.namespaces import namespaces_of
 from ingest.api.services import Call, Services
 from schemas.limits import (
+    EVENT_RETRIES,
+    EVENT_TTL_RANGE_S,
     FUNCTIONS_PER_NAMESPACE,
     INIT_TIMEOUT_RANGE_S,
     MEMORY_DEFAULT_MIB,
@@ -22,8 +24,6 @@ TENANT_CONCURRENCY_MIB: Final = TENANT_CONCURRENCY * MEMORY_DEFAULT_MIB
 """SCF counts concurrency in memory; Penstock's limit is so many invocations at once, here of functions of the default size."""
 _KINDS: Final = ("Cos", "Timer", "Cmq", "Ckafka", "Apigw", "Cls", "Clb", "Mps", "Cm", "Vod", "Eb")
 _BUILT: Final = ("Ckafka",)
-_RETRIES: Final = 2
-_TTL_S: Final = (60, 21_600)
 
 
 async def get_account(services: Services, call: Call, request: NoFields) -> Mapping[str, Any]:
@@ -51,9 +51,9 @@ async def get_account(services: Services, call: Call, request: NoFields) -> Mapp
                 "TimeoutLimit": TIMEOUT_RANGE_S[1],
                 "InitTimeoutLimit": INIT_TIMEOUT_RANGE_S[1],
                 "TestModelLimit": 0,
-                "RetryNumLimit": _RETRIES,
-                "MinMsgTTL": _TTL_S[0],
-                "MaxMsgTTL": _TTL_S[1],
+                "RetryNumLimit": EVENT_RETRIES,
+                "MinMsgTTL": EVENT_TTL_RANGE_S[0],
+                "MaxMsgTTL": EVENT_TTL_RANGE_S[1],
             }
         )
     return {

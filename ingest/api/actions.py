@@ -10,6 +10,7 @@ from ingest.api import (
     account,
     activity,
     aliases,
+    events,
     function_requests,
     functions,
     invoke,
@@ -61,6 +62,15 @@ ACTIONS: Final[dict[str, Action[Any]]] = {
     "ListFunctions": _action(function_requests.ListFunctions, functions.list_functions),
     "Invoke": _action(invoke.Invoke, invoke.invoke),
     "InvokeFunction": _action(invoke.InvokeFunction, invoke.invoke_function),
+    "GetFunctionEventInvokeConfig": _action(
+        events.GetFunctionEventInvokeConfig, events.get_function_event_invoke_config
+    ),
+    "UpdateFunctionEventInvokeConfig": _action(
+        events.UpdateFunctionEventInvokeConfig, events.update_function_event_invoke_config
+    ),
+    "GetAsyncEventStatus": _action(events.GetAsyncEventStatus, events.get_async_event_status),
+    "ListAsyncEvents": _action(events.ListAsyncEvents, events.list_async_events),
+    "TerminateAsyncEvent": _action(events.TerminateAsyncEvent, events.terminate_async_event),
     "GetFunctionLogs": _action(run_logs.GetFunctionLogs, run_logs.get_function_logs),
     "GetRequestStatus": _action(run_logs.GetRequestStatus, run_logs.get_request_status),
     "CreateTrigger": _action(triggers.CreateTrigger, triggers.create_trigger),

@@ -1,4 +1,4 @@
-"""Handlers of Invoke and InvokeFunction: synchronous runs through the router. This is the API's hot path.
+"""Handlers of Invoke and InvokeFunction: synchronous runs through the router, the API's hot path; an event of type Event is only accepted.
 
 Of RetMsg and the codes: a function that fails is still an answer (`InvokeResult` holds the run's status, RetMsg its error JSON); an API
 error is for a call that could not be a run: no such function, no such qualifier, a function that is not Active, an event that is no JSON.
@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID, uuid4
 
+from ingest.api.events import accept
 from ingest.api.fields import param
 from ingest.api.params import function_name, namespace, qualifier
 from ingest.api.routing import check_routing_key, version_for
 from ingest.api.services import Call, Services
 from schemas.errors import BadRequest, DeadlineExceeded
 from schemas.frames import WANT_LOG_TAIL, Result
-from schemas.ids import DEFAULT_ALIAS, LATEST
+from schemas.ids import DEFAULT_ALIAS, LATEST, FunctionKey
 from schemas.lifecycle import FunctionStatus
-from schemas.limits import ROUTING_KEY_BYTES, SYNC_EVENT_BYTES
+from schemas.limits import ASYNC_EVENT_BYTES, ROUTING_KEY_BYTES, SYNC_EVENT_BYTES
 from schemas.runstatus import RunStatus
 
 Answer = Mapping[str, Any]
@@ -68,13 +69,18 @@ class InvokeFunction:
 
 async def invoke(services: Services, call: Call, request: Invoke) -> Answer:
     """Invoke."""
-    if request.invocation_type == "Event":
-        raise BadRequest(
-            "UnsupportedOperation",
-            "InvocationType Event (asynchronous invocation) is not supported by this release of Penstock yet",
-        )
-    event = check_event(request.client_context, field="ClientContext", code="InvalidParameterValue.ClientContext")
-    return await _run(services, call, request, event)
+    is_async = request.invocation_type == "Event"
+    event = check_event(
+        request.client_context,
+        field="ClientContext",
+        code="InvalidParameterValue.ClientContext",
+        limit=ASYNC_EVENT_BYTES if is_async else SYNC_EVENT_BYTES,
+    )
+    if not is_async:
+        return await _run(services, call, request, event)
+    key, version = _runnable(services, call, request)
+    request_id = await accept(services, call, key, event, qualifier=request.qualifier, version=version)
+    return {"Result": describe_result(Result(0, RunStatus.OK, 0, 0, 0, 0, 0, b"", b""), request_id)}
 
 
 async def invoke_function(services: Services, call: Call, request: InvokeFunction) -> Answer:
@@ -90,7 +96,7 @@ def _no_constant(name: str) -> float:
 _decoder: Final = json.JSONDecoder(parse_constant=_no_constant)
 
 
-def check_event(text: str, *, field: str, code: str) -> bytes:
+def check_event(text: str, *, field: str, code: str, limit: int = SYNC_EVENT_BYTES) -> bytes:
     """The event's bytes, `{}` when there is none; raises BadRequest when it is no JSON or too large."""
     if not text:
         return b"{}"
@@ -99,19 +105,23 @@ def check_event(text: str, *, field: str, code: str) -> bytes:
     except (ValueError, RecursionError) as exc:
         raise BadRequest(code, f"{field} must be JSON text: {exc}") from exc
     event = text.encode()
-    if len(event) > SYNC_EVENT_BYTES:
-        raise BadRequest(
-            "InvalidParameter.RequestTooLarge", f"{field} has {len(event)} bytes; the limit is {SYNC_EVENT_BYTES}"
-        )
+    if len(event) > limit:
+        raise BadRequest("InvalidParameter.RequestTooLarge", f"{field} has {len(event)} bytes; the limit is {limit}")
     return event
 
 
-async def _run(services: Services, call: Call, request: Invoke | InvokeFunction, event: bytes) -> Answer:
+def _runnable(services: Services, call: Call, request: Invoke | InvokeFunction) -> tuple[FunctionKey, str]:
+    """The function and which of its versions is to run; raises BadRequest when there is none."""
     key = call.function(request.namespace, request.function_name)
     record = services.function(key)
     version = version_for(services, key, request.qualifier, check_routing_key(request.routing_key))
     if record.serving is None or record.status in _GONE:
         raise BadRequest("FailedOperation.FunctionStatusError", f"function {key.name!r} is {record.status}, not Active")
+    return key, LATEST if version is None else version.version
+
+
+async def _run(services: Services, call: Call, request: Invoke | InvokeFunction, event: bytes) -> Answer:
+    key, version = _runnable(services, call, request)
     request_id = uuid4()
     answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
 
@@ -121,7 +131,7 @@ async def _run(services: Services, call: Call, request: Invoke | InvokeFunction,
 
     services.invoker.submit(
         key,
-        LATEST if version is None else version.version,
+        version,
         event,
         flow=None,
         attempt=1,

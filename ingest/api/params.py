@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from ingest.api.fields import param, short
+from schemas.errors import BadRequest
 from schemas.ids import DEFAULT_NAMESPACE, LATEST, is_function_name, is_namespace, is_trigger_name
 
 PAGE_LIMIT: Final = 1_000
@@ -69,6 +71,14 @@ def order_by() -> Any:
     return param(
         "AddTime", code="InvalidParameterValue.OrderBy", choices=("AddTime", "ModTime", "add_time", "mod_time")
     )
+
+
+def utc_ms(name: str, text: str, code: str) -> int:
+    """Unix ms of a request's time, to the second; raises BadRequest with `code`."""
+    try:
+        return int(datetime.strptime(text, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC).timestamp()) * 1000
+    except ValueError as exc:
+        raise BadRequest(code, f"{name} is {short(text)}; it must be of the form 2026-01-31 23:59:59, in UTC") from exc
 
 
 def description(default: str | None = "") -> Any:

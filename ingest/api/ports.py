@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from schemas.events import AsyncEvent, EventStatus, Termination
 from schemas.frames import Flow, Result
 from schemas.ids import FunctionKey, TriggerKey
 from schemas.records import (
@@ -258,6 +259,26 @@ class WorkflowLog(Protocol):
 
     async def of(self, appid: str, saga_id: str = "") -> list[WorkflowRecord]:
         """The tenant's workflows that are kept, in no order; with `saga_id` that one, if it is the tenant's. Raises BrokerUnavailable."""
+        ...
+
+
+class EventLog(Protocol):
+    """Asynchronous events. What became of them is kept 72 h."""
+
+    async def accept(self, event: AsyncEvent, now_ms: int) -> None:
+        """It stands durably when this returns. Raises BrokerUnavailable; then it may, or not."""
+        ...
+
+    async def find(self, appid: str, request_id: str) -> EventStatus | None:
+        """One event of the tenant, of any of its functions. Raises BrokerUnavailable."""
+        ...
+
+    async def of(self, key: FunctionKey, request_id: str = "") -> list[EventStatus]:
+        """Events of a function in no order; with `request_id` that one. Raises BrokerUnavailable."""
+        ...
+
+    async def terminate(self, wish: Termination) -> None:
+        """Tell every gateway. Raises BrokerUnavailable."""
         ...
 
 

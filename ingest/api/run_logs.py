@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, ClassVar, Final
 
 from ingest.api.describe import page, time_text
-from ingest.api.fields import Unsupported, param, short
-from ingest.api.params import function_name, namespace, offset
+from ingest.api.fields import Unsupported, param
+from ingest.api.params import function_name, namespace, offset, utc_ms
 from ingest.api.runs import FILTERS, Run, RunBuilder, passes
 from ingest.api.services import Call, Services
 from schemas.errors import BadRequest, DeadlineExceeded
@@ -109,19 +108,10 @@ def window_of(start: str, end: str, *, now_ms: int, default_ms: int) -> tuple[in
         return now_ms - default_ms, now_ms
     if not start or not end:
         raise BadRequest(_WINDOW, "give StartTime and EndTime, or neither")
-    first_ms, last_ms = _unix_ms("StartTime", start), _unix_ms("EndTime", end) + 999
+    first_ms, last_ms = utc_ms("StartTime", start, _WINDOW), utc_ms("EndTime", end, _WINDOW) + 999
     if not 0 <= last_ms - first_ms - 999 <= DAY_MS:
         raise BadRequest(_WINDOW, "EndTime must be later than StartTime, by one day at most")
     return first_ms, last_ms
-
-
-def _unix_ms(name: str, text: str) -> int:
-    try:
-        return int(datetime.strptime(text, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC).timestamp()) * 1000
-    except ValueError as exc:
-        raise BadRequest(
-            _WINDOW, f"{name} is {short(text)}; it must be of the form 2026-01-31 23:59:59, in UTC"
-        ) from exc
 
 
 async def _runs(services: Services, key: FunctionKey, window: tuple[int, int], request_id: str) -> list[Run]:

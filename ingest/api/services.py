@@ -17,6 +17,7 @@ from ingest.api.ports import (
     CodeStore,
     Commands,
     DeadCounts,
+    EventLog,
     Invoker,
     LaneStates,
     LogReader,
@@ -73,6 +74,7 @@ class Services:
     dead: DeadCounts
     logs: LogReader
     workflows: WorkflowLog
+    events: EventLog
     activity: ActivityView
     members: MembersView
     background: Background

@@ -7,7 +7,6 @@ from typing import Final
 
 from schemas.errors import BadRequest
 
-_ASYNC: Final = "asynchronous invocation (InvocationType Event) is not built yet"
 _DOMAINS: Final = "functions are reached by the bridge's own address, and custom domains are not built"
 _PROVISIONED: Final = "workers are kept warm by forecast; fixed numbers of them can't be set yet"
 _RESERVED: Final = "a function's or tenant's share of the concurrency can't be set yet"
@@ -25,11 +24,6 @@ UNBUILT: Final[Mapping[str, str]] = {
     "GetReservedConcurrencyConfig": _RESERVED,
     "DeleteReservedConcurrencyConfig": _RESERVED,
     "PutTotalConcurrencyConfig": _RESERVED,
-    "GetAsyncEventStatus": _ASYNC,
-    "ListAsyncEvents": _ASYNC,
-    "TerminateAsyncEvent": _ASYNC,
-    "GetFunctionEventInvokeConfig": _ASYNC,
-    "UpdateFunctionEventInvokeConfig": _ASYNC,
 }
 """Reason by action."""
 

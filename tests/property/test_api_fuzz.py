@@ -101,6 +101,13 @@ GOOD: dict[str, dict[str, Any]] = {
     "GetAlias": {"FunctionName": "hello", "Name": "$DEFAULT"},
     "DeleteAlias": {"FunctionName": "hello", "Name": "prod"},
     "ListEventSources": {},
+    "UpdateFunctionEventInvokeConfig": {
+        "FunctionName": "hello",
+        "AsyncTriggerConfig": {"RetryConfig": [{"RetryNum": 1}], "MsgTTL": 100},
+    },
+    "GetAsyncEventStatus": {"InvokeRequestId": "5f4e6f9e-7f0e-4c35-9c4d-4d0a3c7b8a11"},
+    "ListAsyncEvents": {"FunctionName": "hello"},
+    "TerminateAsyncEvent": {"FunctionName": "hello", "InvokeRequestId": "5f4e6f9e-7f0e-4c35-9c4d-4d0a3c7b8a11"},
     "ListFunctions": {},
     "CreateNamespace": {"Namespace": "other"},
     "UpdateNamespace": {"Namespace": "default"},

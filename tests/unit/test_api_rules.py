@@ -280,7 +280,6 @@ UPDATES_REFUSED = [
     ("ListFunctions", {"Filters": [{"Name": "Status", "Values": ["x"] * 21}]}, "InvalidParameterValue.Filters"),
     ("Invoke", {"FunctionName": "none"}, "ResourceNotFound.FunctionName"),
     ("Invoke", {"FunctionName": "hello", "Qualifier": "1"}, "ResourceNotFound.Qualifier"),
-    ("Invoke", {"FunctionName": "hello", "InvocationType": "Event"}, "UnsupportedOperation"),
     ("Invoke", {"FunctionName": "hello", "InvocationType": "Other"}, "InvalidParameterValue.InvokeType"),
     ("Invoke", {"FunctionName": "hello", "LogType": "All"}, "InvalidParameterValue"),
     ("Invoke", {"FunctionName": "hello", "RoutingKey": "[]"}, "InvalidParameter.RoutingConfig"),

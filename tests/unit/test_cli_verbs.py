@@ -125,6 +125,14 @@ async def test_invoke_prints_the_return_value_and_with_json_the_result(make_desk
         assert result["FunctionRequestId"]
 
 
+async def test_an_event_is_handed_over_and_its_id_shown(make_desk: Any) -> None:
+    async with make_desk() as desk:
+        await desk.deploy()
+        ran = await desk.run("invoke", "hello", "--async", "--payload", "[1]")
+        (event,) = desk.fabric.events.accepted
+        assert (ran.code, ran.out, event.event) == (0, f"{event.request_id}\n", b"[1]")
+
+
 async def test_a_run_that_fails_exits_1_with_the_error_and_its_trace(make_desk: Any) -> None:
     async with make_desk() as desk:
         await desk.deploy()
@@ -141,7 +149,6 @@ async def test_a_run_that_fails_exits_1_with_the_error_and_its_trace(make_desk: 
     [
         (["absent"], 1, 435),
         (["hello", "--qualifier", "7"], 1, 442),
-        (["hello", "--async"], 1, 436),
     ],
 )
 async def test_invoke_json_prints_a_result_also_when_the_run_never_began(
