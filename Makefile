@@ -1,11 +1,12 @@
 # Penstock. `make demo` is the first thing to try; CONTRIBUTING.md says what else there is.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-long test-nojava lint check bench clean FORCE
+.PHONY: help setup demo up test test-long test-nojava clients lint check bench clean FORCE
 
 PENSTOCK_BUILD_DIR ?= .penstock-build
 VENV_READY := .venv/.penstock-locked
 BROKER_READY := $(PENSTOCK_BUILD_DIR)/broker-ready
+CLIENTS := $(PENSTOCK_BUILD_DIR)/clients
 BIN := .venv/bin
 # More arguments for penstock (demo, up) or pytest (test, test-long): make test ARGS="-k lanes -x"
 ARGS ?=
@@ -17,12 +18,15 @@ help: ## this list
 setup: $(VENV_READY) $(BROKER_READY) ## .venv, Java (if there is none), Kafka and its start-up archive; nothing to do costs nothing
 	@:
 
-# Both stamps hold the folder they were made in: neither an environment nor a start-up archive survives being moved.
+# These stamps hold the folder they were made in: neither an environment nor a start-up archive survives being moved.
 ifneq ($(file <$(VENV_READY)),$(CURDIR))
 $(VENV_READY): FORCE
 endif
 ifneq ($(file <$(BROKER_READY)),$(CURDIR))
 $(BROKER_READY): FORCE
+endif
+ifneq ($(file <$(CLIENTS)/tccli/ready),$(CURDIR))
+$(CLIENTS)/tccli/ready: FORCE
 endif
 FORCE:
 
@@ -33,13 +37,22 @@ $(VENV_READY): requirements/runtime.txt requirements/dev.txt pyproject.toml
 $(BROKER_READY): infra/broker/jars.lock $(VENV_READY)
 	@$(BIN)/python -m infra.broker.install
 
+$(CLIENTS)/tccli/ready: requirements/tccli.txt $(VENV_READY)
+$(CLIENTS)/node/ready: tests/clients/node/package-lock.json
+$(CLIENTS)/go/ready: tests/clients/go/main.go tests/clients/go/go.sum
+$(CLIENTS)/%/ready: tests/clients/install
+	@tests/clients/install $* $(@D) $(filter-out FORCE,$^)
+
+clients: setup $(CLIENTS)/tccli/ready $(CLIENTS)/node/ready $(CLIENTS)/go/ready ## tccli, and the Node and Go SDKs where npm and go are, for their tests
+	@:
+
 demo: setup ## the main job end to end on real Kafka, shown as it happens
 	@$(BIN)/penstock demo $(ARGS)
 
 up: setup ## the fabric, in the foreground
 	@$(BIN)/penstock up $(ARGS)
 
-test: setup ## unit, property and integration tests
+test: setup $(CLIENTS)/tccli/ready ## unit, property and integration tests
 	@$(BIN)/pytest tests/unit tests/property tests/integration -m "not long and not chaos and not bench" $(ARGS)
 
 test-long: setup ## long tests and kills

@@ -1,39 +1,21 @@
-"""The vendor's own Python SDK against a running fabric, with only the endpoint changed: a function's whole life, each way to call.
+"""The vendor's own Python SDK against a running fabric, with only the endpoint changed: every action of a function's life, each way to call.
 
-The SDK runs in this process: its synchronous client by POST and by GET, and its asynchronous client (which speaks httpx).
+test_clients.py is the same for every client, and shorter.
 """
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import io
 import json
-import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-from tencentcloud.common import credential
-from tencentcloud.common.exception.tencent_cloud_sdk_exception import TencentCloudSDKException
-from tencentcloud.common.profile.client_profile import ClientProfile
-from tencentcloud.common.profile.http_profile import HttpProfile
-from tencentcloud.scf.v20180416 import models, scf_client, scf_client_async
 
+from tests.clients.client import zip_of
+from tests.clients.python_sdk import Sdk
 from tests.fabric import Fabric, running_fabric, until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.jail, pytest.mark.timeout(120)]
-
-CODE = """
-import json, os
-
-def main_handler(event, context):
-    print("{word}", json.dumps(event))
-    if event == "boom":
-        raise ValueError("boom")
-    return {{"word": "{word}", "event": event, "colour": os.environ.get("COLOUR"), "limit_ms": context["time_limit_in_ms"]}}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -42,69 +24,9 @@ def fabric(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fabric]:
         yield running
 
 
-class Sdk:
-    """The SDK's client of one way to call: `call("GetFunction", FunctionName="f")` gives the answer's fields."""
-
-    def __init__(self, fabric: Fabric, way: str, *, secret_key: str | None = None) -> None:
-        status = fabric.status()
-        with open(status["credentials_file"]) as file:
-            keys = json.load(file)
-        endpoint = urlsplit(status["endpoints"]["api"]).netloc
-        method = "GET" if way.endswith("GET") else "POST"
-        profile = ClientProfile(httpProfile=HttpProfile(protocol="http", endpoint=endpoint, reqMethod=method))
-        self._is_async = way.startswith("async")
-        self._arguments = (
-            credential.Credential(keys["secret_id"], secret_key or keys["secret_key"]),
-            keys["region"],
-            profile,
-        )
-
-    def call(self, action: str, **fields: Any) -> dict[str, Any]:
-        request = getattr(models, f"{action}Request")()
-        request.from_json_string(json.dumps(fields))
-        if self._is_async:
-            answer = asyncio.run(self._awaited(action, request))
-        else:
-            answer = getattr(scf_client.ScfClient(*self._arguments), action)(request)
-        return dict(json.loads(answer.to_json_string()))
-
-    async def _awaited(self, action: str, request: Any) -> Any:
-        async with scf_client_async.ScfClient(*self._arguments) as client:
-            return await getattr(client, action)(request)
-
-    def code(self, action: str, **fields: Any) -> str:
-        """The code of the error that the call ends with."""
-        with pytest.raises(TencentCloudSDKException) as caught:
-            self.call(action, **fields)
-        assert caught.value.get_request_id()
-        assert caught.value.get_message()
-        return str(caught.value.get_code())
-
-    def settled(self, name: str) -> dict[str, Any]:
-        """GetFunction's answer when nothing is under way with the function."""
-        asked: list[dict[str, Any]] = []
-
-        def quiet() -> dict[str, Any] | None:
-            asked.append(self.call("GetFunction", FunctionName=name))
-            return asked[-1] if not asked[-1]["Status"].endswith("ing") else None
-
-        return dict(until(quiet, within_s=20, what=f"{name} settled"))
-
-    def invoke(self, name: str, event: Any, **fields: Any) -> dict[str, Any]:
-        return dict(self.call("Invoke", FunctionName=name, ClientContext=json.dumps(event), **fields)["Result"])
-
-
 @pytest.fixture
 def sdk(fabric: Fabric) -> Callable[[str], Sdk]:
     return lambda way: Sdk(fabric, way)
-
-
-def zip_of(word: str, code: str | None = None) -> str:
-    """A base64 package of the function that says `word`, or of other code."""
-    data = io.BytesIO()
-    with zipfile.ZipFile(data, "w") as archive:
-        archive.writestr("index.py", CODE.format(word=word) if code is None else code)
-    return base64.b64encode(data.getvalue()).decode()
 
 
 def create(client: Sdk, name: str, **more: Any) -> dict[str, Any]:
@@ -198,16 +120,8 @@ def test_a_functions_whole_life(fabric: Fabric, sdk: Callable[[str], Sdk], way: 
     client.call("DeleteTrigger", **trigger)
     assert client.call("ListTriggers", FunctionName=name)["TotalCount"] == 0
     client.call("DeleteFunction", FunctionName=name)
-    until(lambda: _gone(client, name), within_s=15, what=f"{name} gone")
+    until(lambda: client.gone(name), within_s=15, what=f"{name} gone")
     assert name not in {f["FunctionName"] for f in client.call("ListFunctions", Limit=100)["Functions"]}
-
-
-def _gone(client: Sdk, name: str) -> bool:
-    try:
-        client.call("GetFunction", FunctionName=name)
-    except TencentCloudSDKException as exc:
-        return str(exc.get_code()) == "ResourceNotFound.FunctionName"
-    return False
 
 
 @pytest.mark.parametrize("way", ["POST", "GET", "async POST"])
@@ -245,16 +159,13 @@ def test_what_is_not_there_or_not_allowed_has_its_code(fabric: Fabric, sdk: Call
 
 def test_code_that_does_not_compile_ends_as_create_failed_with_its_line(sdk: Callable[[str], Sdk]) -> None:
     client = sdk("POST")
-    data = io.BytesIO()
-    with zipfile.ZipFile(data, "w") as archive:
-        archive.writestr("index.py", "def main_handler(e, c):\n    return (\n")
     client.call(
         "CreateFunction", FunctionName="broken", Handler="index.main_handler", Runtime="Python3.10",
-        Code={"ZipFile": base64.b64encode(data.getvalue()).decode()},
+        Code={"ZipFile": zip_of("", "def main_handler(e, c):\n    return (\n")},
     )  # fmt: skip
     seen = client.settled("broken")
     assert seen["Status"] == "CreateFailed"
     assert "index.py, line 2" in seen["StatusReasons"][0]["ErrorMessage"]
     assert client.code("Invoke", FunctionName="broken") == "FailedOperation.FunctionStatusError"
     client.call("DeleteFunction", FunctionName="broken")
-    until(lambda: _gone(client, "broken"), within_s=15, what="broken gone")
+    until(lambda: client.gone("broken"), within_s=15, what="broken gone")

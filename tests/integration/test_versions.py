@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from router.aliases import record_share
+from tests.clients.client import zip_of
+from tests.clients.python_sdk import Sdk
 from tests.fabric import Fabric, running_fabric, until
-from tests.integration.test_cloud_api import Sdk, zip_of
 
 pytestmark = [pytest.mark.kafka, pytest.mark.jail, pytest.mark.timeout(150)]
 
