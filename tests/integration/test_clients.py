@@ -23,6 +23,7 @@ from tests.fabric import Fabric, running_fabric, until
 pytestmark = [pytest.mark.kafka, pytest.mark.jail, pytest.mark.timeout(120)]
 
 EVENT = {"msg": "你好 & <grün>"}
+NESTED = [{"Name": "Status", "Values": ["CreateFailed", "a b+c&d=é~*'()_.%20"]}]
 MISSING = "ResourceNotFound.FunctionName"
 
 
@@ -140,5 +141,8 @@ def test_each_way_to_sign_is_accepted_with_the_right_key_only(fabric: Fabric, tm
                     stack.enter_context(Driver(keys, tmp_path, name, http_method=http_method, sign_method=sign_method))
                     for keys in (access, replace(access, secret_key="wrong"))
                 )
-                assert right.call("ListFunctions", Limit=5)["TotalCount"] >= 0
-                assert wrong.code("ListFunctions") == "AuthFailure.SignatureFailure", (sign_method, http_method)
+                assert right.call("ListFunctions", Limit=5, Filters=NESTED)["TotalCount"] == 0
+                assert wrong.code("ListFunctions", Filters=NESTED) == "AuthFailure.SignatureFailure", (
+                    sign_method,
+                    http_method,
+                )
