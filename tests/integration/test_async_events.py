@@ -15,8 +15,8 @@ import pytest
 from schemas import avro
 from schemas.events import AsyncEvent
 from schemas.topics import EVENTS_DEAD
+from tests.clients.python_sdk import Sdk
 from tests.fabric import Fabric, running_fabric, until
-from tests.integration.test_cloud_api import Sdk
 
 pytestmark = [pytest.mark.kafka, pytest.mark.jail, pytest.mark.timeout(180)]
 
