@@ -2,7 +2,7 @@
 
 At least once: a step may be delivered again after a crash or rebalance. `handle` must therefore be idempotent by the step's key and
 operation; within one process the last 1,000 results are remembered by `step_id`, and such a step is answered without running again. What may
-succeed later is answered so at once: the workflow waits and sends the step again, and the steps behind it go on meanwhile.
+succeed later is answered so at once: the workflow waits and sends the step again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from infra.kafka.commits import Mark
 from infra.kafka.consumer import Assigned, GroupConsumer, Record
 from infra.kafka.producer import Producer
 from schemas import avro
-from schemas.errors import BrokerUnavailable, PenstockError, WireError
+from schemas.errors import BrokerUnavailable, DependencyError, PenstockError, WireError
 from schemas.records import StatusReason, StepCommand, StepResult
 from schemas.topics import STEP_RESULTS, STEP_TOPICS
 
@@ -28,7 +28,16 @@ _LOG = logging.getLogger("infra.steps")
 _REMEMBERED = 1_000
 _QUEUED = 1_000
 _STEP_S = 60.0
+_AT_ONCE = 16
 Reasons = tuple[StatusReason, ...]
+
+
+class StepRetry(DependencyError):
+    """The step may succeed later; `reason` is what is told if it never does."""
+
+    def __init__(self, reason: StatusReason) -> None:
+        super().__init__(reason.message)
+        self.reason = reason
 
 
 class _Answer(NamedTuple):
@@ -37,7 +46,7 @@ class _Answer(NamedTuple):
 
 
 class StepLoop:
-    """Consumes one module's step topic, one step after another.
+    """Consumes one module's step topic: steps of one key one after another, of several keys at once, so that a slow one delays its own only.
 
     `handle` returns the reasons why the step failed, none when it succeeded. A retryable PenstockError, and taking longer than a minute, is
     answered as retryable; any other exception fails the step as InternalError.
@@ -56,6 +65,10 @@ class StepLoop:
         self._results: OrderedDict[str, _Answer] = OrderedDict()
         self._queue: asyncio.Queue[tuple[int, Record]] = asyncio.Queue()
         self._epochs: dict[int, int] = {}
+        self._under_way: dict[int, dict[int, bool]] = {}
+        """By partition, offset → is done, of all that is not committed yet."""
+        self._newest: dict[bytes | None, asyncio.Task[None]] = {}
+        self._slots = asyncio.Semaphore(_AT_ONCE)
         self._held = False
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._consumer = GroupConsumer(
@@ -69,7 +82,7 @@ class StepLoop:
         )
 
     async def run(self) -> None:
-        """Work until cancelled; the step under way is then left uncommitted and comes again.
+        """Work until cancelled; steps under way are then left uncommitted and come again.
 
         Raises:
             PenstockError: the consumer has ended; a new process may do better.
@@ -85,15 +98,44 @@ class StepLoop:
             await self._consumer.close()
 
     async def _work(self) -> None:
-        while True:
-            epoch, record = await self._queue.get()
-            if self._held and self._queue.qsize() < _QUEUED // 2:
-                self._held = False
-                self._consumer.release()
-            if self._epochs.get(record.partition) == epoch:
-                await self._step(epoch, record)
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                epoch, record = await self._queue.get()
+                if self._held and self._queue.qsize() < _QUEUED // 2:
+                    self._held = False
+                    self._consumer.release()
+                if self._epochs.get(record.partition) == epoch:
+                    await self._slots.acquire()
+                    self._under_way.setdefault(record.partition, {})[record.offset] = False
+                    turn = self._in_turn(epoch, record, self._newest.get(record.key))
+                    self._newest[record.key] = tasks.create_task(turn)
 
-    async def _step(self, epoch: int, record: Record) -> None:
+    async def _in_turn(self, epoch: int, record: Record, before: asyncio.Task[None] | None) -> None:
+        try:
+            if before is not None:
+                await asyncio.wait([before])
+            await self._step(record)
+        finally:
+            self._slots.release()
+            if self._newest.get(record.key) is asyncio.current_task():
+                del self._newest[record.key]
+        if self._epochs.get(record.partition) == epoch:
+            self._commit(epoch, record)
+
+    def _commit(self, epoch: int, record: Record) -> None:
+        """Up to the first step that is still under way."""
+        done = self._under_way[record.partition]
+        done[record.offset] = True
+        finished = None
+        for offset in list(done):
+            if not done[offset]:
+                break
+            finished = offset
+            del done[offset]
+        if finished is not None:
+            self._consumer.commit({record.partition: Mark(epoch, finished + 1, str(epoch))})
+
+    async def _step(self, record: Record) -> None:
         try:
             step = avro.decode(StepCommand, record.value or b"")
         except WireError as exc:
@@ -108,7 +150,6 @@ class StepLoop:
             fault(f"step.{step.module}.{step.operation}.done")
             await self._answer(step, answer)
             fault(f"step.{step.module}.{step.operation}.answered")
-        self._consumer.commit({record.partition: Mark(epoch, record.offset + 1, str(epoch))})
 
     async def _attempt(self, step: StepCommand) -> _Answer:
         try:
@@ -117,6 +158,8 @@ class StepLoop:
         except TimeoutError:
             why = f"the {self._module} module was not done with {step.operation} within {_STEP_S:g} s"
             return _Answer((StatusReason("ResourceUnavailable", why),), retryable=True)
+        except StepRetry as exc:
+            return _Answer((exc.reason,), retryable=True)
         except PenstockError as exc:
             _LOG.warning("step %s of %s: %s", step.operation, step.key, exc)
             return _Answer((StatusReason(exc.code, str(exc)),), retryable=exc.retryable)
@@ -166,6 +209,7 @@ class StepLoop:
         """As `revoking`, with nothing to commit."""
         for partition in partitions:
             self._epochs.pop(partition, None)
+            self._under_way.pop(partition, None)
 
     def failed(self, error: PenstockError) -> None:
         """Trouble with the broker: the consumer goes on by itself, or has ended."""

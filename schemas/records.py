@@ -259,6 +259,7 @@ class StepCommand:
     unix_ms: int
     config: FunctionConfig | None = None
     attempt: int = 1
+    trigger: TriggerRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,9 +58,11 @@ STEPS_CODE: Final = "penstock.steps.code.v1"
 STEPS_NETWORK: Final = "penstock.steps.network.v1"
 STEPS_COMPUTE: Final = "penstock.steps.compute.v1"
 STEPS_ROUTE: Final = "penstock.steps.route.v1"
+STEPS_TRIGGER: Final = "penstock.steps.trigger.v1"
 STEP_RESULTS: Final = "penstock.steps.results.v1"
 STEP_TOPICS: Final = {
     "code": STEPS_CODE, "network": STEPS_NETWORK, "compute": STEPS_COMPUTE, "route": STEPS_ROUTE,
+    "trigger": STEPS_TRIGGER,
 }  # fmt: skip
 """Where the steps of each sub-resource module go."""
 MEMBERS: Final = "penstock.fabric.members.v1"
@@ -95,6 +97,7 @@ TOPICS: Final[tuple[TopicSpec, ...]] = (
     TopicSpec(STEPS_NETWORK, records.StepCommand, _C, False, 24 * HOUR_MS, "streams", "steps for the network module"),
     TopicSpec(STEPS_COMPUTE, records.StepCommand, _C, False, 24 * HOUR_MS, "streams", "steps for the compute module"),
     TopicSpec(STEPS_ROUTE, records.StepCommand, _C, False, 24 * HOUR_MS, "streams", "steps for the route module"),
+    TopicSpec(STEPS_TRIGGER, records.StepCommand, _C, False, 24 * HOUR_MS, "streams", "steps for the trigger module"),
     TopicSpec(STEP_RESULTS, records.StepResult, _C, False, 24 * HOUR_MS, "modules", "answers of the modules"),
     TopicSpec(MEMBERS, records.Member, 1, True, None, "every process", "who is alive, and where"),
     TopicSpec(

@@ -41,6 +41,7 @@ from schemas.topics import (
     VERSIONS,
 )
 from streams import activity, registry, versions
+from streams.entries import Entry, Output, Tombstone
 
 _log = telemetry.get_logger("streams.processors")
 T = TypeVar("T")
@@ -137,7 +138,7 @@ class Outbox(Protocol):
         ...
 
 
-def publication(output: registry.Output, *, partition: int) -> Publication:
+def publication(output: Output, *, partition: int) -> Publication:
     """Where an output of the registry goes. What belongs to a resource goes to the partition number that its commands come from."""
     if isinstance(output, FunctionRecord):
         key = f"{output.appid}/{output.namespace}/{output.name}"
@@ -150,7 +151,7 @@ def publication(output: registry.Output, *, partition: int) -> Publication:
         return Publication(topic, partition, versions.key_of(output).encode(), avro.encode(output))
     if isinstance(output, versions.Removed):
         return Publication(VERSIONS if output.is_version else ALIASES, partition, output.key.encode(), None)
-    if isinstance(output, registry.Tombstone):
+    if isinstance(output, Tombstone):
         return Publication(FUNCTIONS if output.is_function else TRIGGERS, partition, output.key.encode(), None)
     if isinstance(output, StepCommand):
         return Publication(STEP_TOPICS[output.module], partition, output.key.encode(), avro.encode(output))
@@ -215,7 +216,7 @@ class RegistryProcessor:
             self._timers.set(key, 0 if entry.timed or entry.saga is not None else None)
         return self._timers.due(clock.unix_ms(), TIMERS_AT_ONCE)
 
-    async def _settle(self, key: bytes, entry: registry.Entry, partition: int) -> None:
+    async def _settle(self, key: bytes, entry: Entry, partition: int) -> None:
         if key in self._unsure:
             await self._publish(registry.outputs(entry, key.decode()), partition)
             self._unsure.discard(key)
@@ -223,9 +224,9 @@ class RegistryProcessor:
     async def _keep(
         self,
         key: bytes,
-        entry: registry.Entry,
-        then: registry.Entry,
-        outputs: Sequence[registry.Output],
+        entry: Entry,
+        then: Entry,
+        outputs: Sequence[Output],
         partition: int,
     ) -> None:
         if then is not entry:
@@ -235,14 +236,14 @@ class RegistryProcessor:
         fault(f"saga.{_point(then)}.published")
         self._timers.set(key, registry.due_ms(then))
 
-    async def _publish(self, outputs: Iterable[registry.Output], partition: int) -> None:
+    async def _publish(self, outputs: Iterable[Output], partition: int) -> None:
         publications = [publication(output, partition=partition) for output in outputs]
         if publications:
             await self._outbox.publish(publications)
 
-    def _entry(self, key: bytes) -> registry.Entry:
+    def _entry(self, key: bytes) -> Entry:
         stored = self._journal.get(key)
-        return registry.NEW if stored is None else avro.decode(registry.Entry, stored)
+        return registry.NEW if stored is None else avro.decode(Entry, stored)
 
     def due(self) -> list[bytes]:
         """Some keys that can be forgotten (hand each to `forget`, in its lane); looks at a few at each call, in turn."""
@@ -254,7 +255,7 @@ class RegistryProcessor:
             await self._journal.put(self._journal.partition(key), key, None, version=0)
 
 
-def _point(entry: registry.Entry) -> str:
+def _point(entry: Entry) -> str:
     """Where a saga is, for fault points."""
     saga = entry.saga
     return "none" if saga is None else f"{saga.workflow}.{saga.step.module}.{saga.operation}"

@@ -10,82 +10,27 @@ it before it sends create-trigger, and sends delete-trigger for each trigger of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 from typing import Final
 
 from schemas.ids import FunctionKey, TriggerKey
 from schemas.lifecycle import FunctionMove, FunctionStatus, after
 from schemas.records import (
-    AliasRecord,
     Command,
     FunctionRecord,
     Outcome,
     StatusReason,
-    StepCommand,
     StepResult,
-    TriggerRecord,
-    VersionRecord,
-    WorkflowRecord,
 )
-from streams import sagas, versions
+from streams import sagas, triggers, versions
+from streams.entries import Entry, Output, Tombstone
 from streams.sagas import Ended, Given, Kind, Saga, begin
 
 FORGET_AFTER_MS: Final = 3_600_000
 """How long the mark of a deleted key is kept: far longer than an event can still come again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """State of one key; both records None: deleted, or never made.
-
-    `seq` is that of the last record written and survives a deletion. `applied` and `answered` are the offsets of the last command and the
-    last step result taken in, -1 is none, and `ticks` counts the timers. `unix_ms` is the time of the last event. `pending` is a command that
-    waits until the running saga is undone. What the last event did: `moved` says that it changed the record, `touched` that it began the saga or
-    took it on, `timed` that it was a timer, `ended` has the sagas and `outcomes` the commands that it ended.
-    """
-
-    seq: int = 0
-    applied: int = -1
-    answered: int = -1
-    unix_ms: int = 0
-    moved: bool = False
-    function: FunctionRecord | None = None
-    trigger: TriggerRecord | None = None
-    saga: Saga | None = None
-    outcomes: tuple[Outcome, ...] = ()
-    ledger: versions.Ledger | None = None
-    pending: Command | None = None
-    ticks: int = 0
-    touched: bool = False
-    timed: bool = False
-    ended: tuple[WorkflowRecord, ...] = ()
-
-    @property
-    def version(self) -> int:
-        """Grows with every event that changes the entry."""
-        return self.applied + self.answered + self.ticks + 2
-
-
-@dataclass(frozen=True, slots=True)
-class Tombstone:
-    """The record of a key is deleted in its registry topic."""
-
-    key: str
-    is_function: bool
-
-
-Output = (
-    FunctionRecord
-    | TriggerRecord
-    | VersionRecord
-    | AliasRecord
-    | versions.Removed
-    | Tombstone
-    | StepCommand
-    | WorkflowRecord
-    | Outcome
-)
 NEW: Final = Entry()
 
 
@@ -164,7 +109,7 @@ def _finished(decided: Entry, unix_ms: int) -> Entry:
 
 def is_forgettable(entry: Entry, now_ms: int) -> bool:
     """True for what is left of a deleted (or never made) key when no event of it can come again."""
-    nothing = entry.function is None and entry.trigger is None
+    nothing = entry.function is None and entry.trigger is None and entry.saga is None
     return nothing and now_ms - entry.unix_ms > FORGET_AFTER_MS
 
 
@@ -192,6 +137,8 @@ def _given(entry: Entry, given: Given, key: str, now_ms: int) -> Entry | None:
 
 
 def _gone_on(entry: Entry, then: Saga | Ended, key: str) -> Entry:
+    if triggers.is_of_trigger(then if isinstance(then, Saga) else then.saga):
+        return triggers.gone_on(entry, then, key)
     if isinstance(then, Saga):
         return replace(entry, saga=then, touched=True)
     saga, record = then.saga, entry.function
@@ -267,7 +214,7 @@ def _create_function(entry: Entry, command: Command, key: str) -> Entry | Outcom
             f"function {command.function!r} exists in namespace {command.namespace!r} (it is {entry.function.status})",
         )
     if command.config is None:
-        return _malformed(command, key, "no configuration")
+        return triggers.malformed(command, key, "no configuration")
     record = FunctionRecord(
         seq=0,
         appid=command.appid,
@@ -321,7 +268,7 @@ def _set_event_policy(entry: Entry, command: Command, key: str) -> Entry | Outco
     if entry.function is None:
         return _no_function(command, key)
     if command.events is None:
-        return _malformed(command, key, "no policy")
+        return triggers.malformed(command, key, "no policy")
     record = replace(entry.function, events=command.events, command_id=command.command_id)
     return replace(entry, moved=True, function=record, outcomes=(*entry.outcomes, Outcome(command.command_id, key)))
 
@@ -346,59 +293,14 @@ def _on_ledger(entry: Entry, command: Command, key: str) -> Entry | Outcome:
     return outcome if outcome.code else replace(entry, ledger=ledger, outcomes=(*entry.outcomes, outcome))
 
 
-def _create_trigger(entry: Entry, command: Command, key: str) -> Entry | Outcome:
-    wanted = command.trigger
-    if wanted is None:
-        return _malformed(command, key, "no trigger")
-    if entry.trigger is not None:
-        return Outcome(
-            command.command_id,
-            key,
-            "ResourceInUse.Trigger",
-            f"function {command.function!r} has a trigger {wanted.name!r} already",
-        )
-    return _with_trigger(entry, command, key, wanted)
-
-
-def _update_trigger(entry: Entry, command: Command, key: str) -> Entry | Outcome:
-    wanted, record = command.trigger, entry.trigger
-    if wanted is None:
-        return _malformed(command, key, "no trigger")
-    if record is None:
-        return _no_trigger(command, key, wanted)
-    return _with_trigger(entry, command, key, replace(wanted, created_unix_ms=record.created_unix_ms))
-
-
-def _delete_trigger(entry: Entry, command: Command, key: str) -> Entry | Outcome:
-    if command.trigger is None:
-        return _malformed(command, key, "no trigger")
-    if entry.trigger is None:
-        return _no_trigger(command, key, command.trigger)
-    return replace(entry, moved=True, trigger=None, outcomes=(Outcome(command.command_id, key),))
-
-
-def _with_trigger(entry: Entry, command: Command, key: str, wanted: TriggerRecord) -> Entry:
-    record = replace(wanted, modified_unix_ms=command.unix_ms, command_id=command.command_id)
-    return replace(entry, moved=True, trigger=record, outcomes=(Outcome(command.command_id, key),))
-
-
 def _no_function(command: Command, key: str) -> Outcome:
     message = f"function {command.function!r} does not exist in namespace {command.namespace!r}"
     return Outcome(command.command_id, key, "ResourceNotFound.FunctionName", message)
 
 
-def _no_trigger(command: Command, key: str, wanted: TriggerRecord) -> Outcome:
-    message = f"function {command.function!r} has no trigger {wanted.name!r}"
-    return Outcome(command.command_id, key, "ResourceNotFound.Trigger", message)
-
-
 def _wrong_status(command: Command, key: str, record: FunctionRecord) -> Outcome:
     message = f"function {command.function!r} is {record.status}; wait until that is over, then try again"
     return Outcome(command.command_id, key, "FailedOperation.FunctionStatusError", message)
-
-
-def _malformed(command: Command, key: str, what: str) -> Outcome:
-    return Outcome(command.command_id, key, "InternalError", f"the {command.kind} command has {what}")
 
 
 def _unknown(_entry: Entry, command: Command, key: str) -> Outcome:
@@ -411,8 +313,8 @@ _DECISIONS: Final = {
     "update-function": _update_function,
     "delete-function": _delete_function,
     "set-event-policy": _set_event_policy,
-    "create-trigger": _create_trigger,
-    "update-trigger": _update_trigger,
-    "delete-trigger": _delete_trigger,
+    "create-trigger": triggers.create,
+    "update-trigger": triggers.update,
+    "delete-trigger": triggers.delete,
     **dict.fromkeys(versions.KINDS, _on_ledger),
 }

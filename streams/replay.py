@@ -32,7 +32,7 @@ def replay(record: WorkflowRecord) -> list[Replayed]:
     if record.workflow not in sagas.WORKFLOWS:
         raise ValueError(f"this release knows no workflow {record.workflow!r}")
     first, *rest = record.events
-    saga = sagas.start(record.saga_id, record.workflow, first.unix_ms, None)
+    saga = sagas.start(record.saga_id, record.workflow, first.unix_ms)
     made = [Replayed(first, saga.events[-1])]
     for event in rest:
         given = sagas.Given(sagas.Kind(event.given), event.unix_ms, event.step_id, event.attempt, event.reasons)

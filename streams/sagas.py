@@ -1,6 +1,6 @@
 """Sagas: which steps a change of a resource takes, and what follows from each answer, silence or change of mind. Pure: no Faust, no clock.
 
-A workflow is data: a list of steps, each an operation of one sub-resource module, with the operation that undoes it. Steps go one by one. What
+A workflow is data (`WORKFLOWS`): a list of steps, each an operation of one sub-resource module, with the operation that undoes it. Steps go one by one. What
 can be tried again is, with back-off, until the step's deadline; a step that failed for good has all before it undone in reverse order. All that
 a saga was given and what it decided stands in its events, so that a history can be run through `take` again (`streams.replay`).
 """
@@ -18,6 +18,7 @@ from schemas.records import (
     StatusReason,
     StepCommand,
     StepResult,
+    TriggerRecord,
     WorkflowEvent,
     WorkflowRecord,
 )
@@ -30,6 +31,10 @@ REST_MS: Final = 200
 REST_MAX_MS: Final = 30_000
 STEP_MS: Final = 900_000
 """What a step may take with all its attempts."""
+BIND_MS: Final = 2_500
+"""Somebody waits for the answer."""
+UNBIND_MS: Final = 600_000
+"""Then a consumer group is left to its cluster, which forgets it some days after its last member."""
 EVENTS_KEPT: Final = 200
 Reasons = tuple[StatusReason, ...]
 
@@ -45,10 +50,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Workflow:
-    """Steps in their order. One that does not give up tries a step again for ever, and ends at a failure without undoing anything."""
+    """Steps in their order, each with `step_ms` for all its attempts (what undoes one has `STEP_MS`). One that does not give up tries a step again for ever, and ends at a
+    failure without undoing anything.
+    """
 
     steps: tuple[Step, ...]
     gives_up: bool = True
+    step_ms: int = STEP_MS
 
 
 STORE_CODE: Final = Step("code", "store")
@@ -56,6 +64,8 @@ CHECK_CODE: Final = Step("code", "check")
 ATTACH: Final = Step("network", "attach", undo="detach")
 PREPARE: Final = Step("compute", "prepare")
 PUBLISH: Final = Step("route", "publish")
+BIND: Final = Step("trigger", "bind", undo="unbind")
+UNBIND: Final = Step("trigger", "unbind")
 _BRING_UP: Final = (STORE_CODE, CHECK_CODE, ATTACH, PREPARE, PUBLISH)
 
 WORKFLOWS: Final[Mapping[str, Workflow]] = {
@@ -64,6 +74,8 @@ WORKFLOWS: Final[Mapping[str, Workflow]] = {
     "delete-function": Workflow(
         (Step("route", "withdraw"), Step("compute", "release"), Step("network", "detach")), gives_up=False
     ),
+    "create-trigger": Workflow((BIND,), step_ms=BIND_MS),
+    "delete-trigger": Workflow((UNBIND,), step_ms=UNBIND_MS),
 }
 
 
@@ -110,6 +122,7 @@ class Saga:
     began_ms: int = 0
     events: tuple[WorkflowEvent, ...] = ()
     left_out: int = 0
+    trigger: TriggerRecord | None = None
 
     @property
     def step_id(self) -> str:
@@ -135,21 +148,35 @@ class Ended:
     reasons: Reasons = ()
 
 
-def begin(command: Command, config: FunctionConfig | None) -> Saga:
+def begin(command: Command, config: FunctionConfig | None = None, trigger: TriggerRecord | None = None) -> Saga:
     """The saga of a command whose kind is in `WORKFLOWS`, with its first step out."""
-    return start(command.command_id, command.kind, command.unix_ms, config)
+    return start(command.command_id, command.kind, command.unix_ms, config, trigger)
 
 
-def start(saga_id: str, workflow: str, now_ms: int, config: FunctionConfig | None) -> Saga:
+def start(
+    saga_id: str,
+    workflow: str,
+    now_ms: int,
+    config: FunctionConfig | None = None,
+    trigger: TriggerRecord | None = None,
+) -> Saga:
     """A saga with its first step out."""
-    saga = Saga(saga_id, workflow, 0, now_ms, config, began_ms=now_ms)
+    saga = Saga(saga_id, workflow, 0, now_ms, config, began_ms=now_ms, trigger=trigger)
     return _noted(_sent(saga, now_ms), Given(Kind.BEGIN, now_ms))
 
 
 def step_out(saga: Saga, key: str) -> StepCommand:
     """The step that is out, as its module gets it: equal each time it is asked."""
     return StepCommand(
-        saga.step_id, saga.saga_id, saga.step.module, saga.operation, key, saga.unix_ms, saga.config, saga.attempt
+        saga.step_id,
+        saga.saga_id,
+        saga.step.module,
+        saga.operation,
+        key,
+        saga.unix_ms,
+        saga.config,
+        saga.attempt,
+        saga.trigger,
     )
 
 
@@ -199,8 +226,10 @@ def _decide(saga: Saga, given: Given) -> Saga | Ended | None:
     if given.kind is Kind.DONE:
         return _go_on(saga, given.unix_ms)
     if given.kind is Kind.FAILED and not saga.undoing:
-        gives_up = WORKFLOWS[saga.workflow].gives_up
-        return _undo(saga, saga.position - 1, given) if gives_up else Ended(saga, given.reasons)
+        if not WORKFLOWS[saga.workflow].gives_up:
+            return Ended(saga, given.reasons)
+        # An earlier attempt, whose answer did not come, may have had its effect.
+        return _undo(saga, saga.position if saga.attempt > 1 else saga.position - 1, given)
     if given.attempt != saga.attempt or saga.resting:
         return None
     if _is_late(saga, given.unix_ms):
@@ -213,13 +242,15 @@ def _timer(saga: Saga, now_ms: int) -> Saga | Ended | None:
     if now_ms < saga.due_ms:
         return None
     if not saga.resting and _is_late(saga, now_ms):
-        why = f"module {saga.step.module} has not answered to {saga.operation} for {STEP_MS // 60_000} minutes"
+        silent_s = (now_ms - saga.unix_ms) // 1000
+        why = f"module {saga.step.module} has not answered to {saga.operation} for {silent_s} s"
         return _give_up(saga, Given(Kind.TIMER, now_ms, reasons=(StatusReason("ResourceUnavailable", why),)))
     return _sent(saga, now_ms, attempt=saga.attempt + 1)
 
 
 def _is_late(saga: Saga, now_ms: int) -> bool:
-    return WORKFLOWS[saga.workflow].gives_up and now_ms - saga.unix_ms >= STEP_MS
+    workflow = WORKFLOWS[saga.workflow]
+    return workflow.gives_up and now_ms - saga.unix_ms >= (STEP_MS if saga.undoing else workflow.step_ms)
 
 
 def _give_up(saga: Saga, given: Given) -> Saga | Ended:

@@ -36,10 +36,10 @@ from schemas.topics import (
 )
 from streams.activity import Activity
 from streams.embedding import FaustReader, Outbox, RecoveryWatch, Table, build_app, calm_logs, raw_topic, start
+from streams.entries import Entry
 from streams.intake import Intake, Place
 from streams.lanes import KeyLanes
 from streams.processors import ActivityProcessor, Input, Publication, RegistryProcessor, every
-from streams.registry import Entry
 from streams.tenancy import TenantProcessor
 from streams.tenants import TenantEntry
 

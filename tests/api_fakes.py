@@ -6,7 +6,7 @@ import asyncio
 import base64
 import io
 import zipfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
@@ -15,7 +15,7 @@ from infra import clock
 from infra.credentials import Credentials
 from infra.metrics import MetricRegistry
 from infra.sealing import Seal
-from ingest.api.background import BackgroundWork
+from infra.steps import StepRetry
 from ingest.api.calls import Api
 from ingest.api.keystore import TenantKeys
 from ingest.api.ports import KeyPair, LaneState, LogPage, Owner, Position
@@ -23,6 +23,7 @@ from ingest.api.registry import Registry
 from ingest.api.server import ApiServer
 from ingest.api.services import Services
 from ingest.events.runner import status_of
+from ingest.trigger_steps import TriggerModule
 from schemas.errors import BadPackage, BrokerUnavailable, ObjectNotFound
 from schemas.events import AsyncEvent, EventState, EventStatus, Termination
 from schemas.frames import WANT_LOG_TAIL, Flow, Result
@@ -38,6 +39,7 @@ from schemas.records import (
     Member,
     Outcome,
     StatusReason,
+    StepCommand,
     TriggerRecord,
     VersionRecord,
     WorkflowRecord,
@@ -133,6 +135,14 @@ class FakeStreams:
     ledgers: dict[str, ledger.Ledger | None] = field(default_factory=dict)
     code_fails: tuple[StatusReason, ...] = ()
     callbacks: list[Callable[[Outcome], None]] = field(default_factory=list)
+    binding: TriggerModule | None = None
+    bindings: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def close(self) -> None:
+        """End what is still being bound or unbound."""
+        for task in self.bindings:
+            task.cancel()
+        await asyncio.gather(*self.bindings, return_exceptions=True)
 
     async def send(self, key: str, command: Command | TenantCommand) -> FakeTicket:
         await asyncio.sleep(0)
@@ -163,13 +173,51 @@ class FakeStreams:
             outcome = replace(outcome, command_id=command.command_id, key=key)
             if command.kind in ledger.KINDS and not outcome.code:
                 outcome = self._decide(key, command)
+            elif command.kind == "create-trigger" and not outcome.code:
+                self._spawn(self._bind(key, command, ticket))
+                continue
             elif not outcome.code:
                 self._apply(key, command, ticket.offset)
+                if command.kind == "delete-trigger":
+                    self._spawn(self._unbind(key, command))
             self._show_ledger(key, ticket.offset)
-            for callback in self.callbacks:
-                callback(outcome)
-            if not ticket.answer.done():
-                ticket.answer.set_result(outcome)
+            self._tell(outcome, ticket)
+
+    def _tell(self, outcome: Outcome, ticket: FakeTicket) -> None:
+        for callback in self.callbacks:
+            callback(outcome)
+        if not ticket.answer.done():
+            ticket.answer.set_result(outcome)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self.bindings.add(task)
+        task.add_done_callback(self.bindings.discard)
+
+    async def _bind(self, key: str, command: Command, ticket: FakeTicket) -> None:
+        """As the real module does; what it would try again has failed here."""
+        assert self.binding is not None
+        step = StepCommand(
+            f"{command.command_id}/0", command.command_id, "trigger", "bind", key, 0, trigger=command.trigger
+        )
+        try:
+            reasons = await self.binding.handle(step)
+        except StepRetry as exc:
+            reasons = (exc.reason,)
+        if not reasons:
+            self._apply(key, command, ticket.offset)
+        why = reasons[0] if reasons else StatusReason("", "")
+        self._tell(Outcome(command.command_id, key, why.code, why.message), ticket)
+
+    async def _unbind(self, key: str, command: Command) -> None:
+        assert self.binding is not None
+        step = StepCommand("", "", "trigger", "unbind", key, 0, trigger=command.trigger)
+        while True:
+            try:
+                await self.binding.handle(step)
+                return
+            except StepRetry:
+                await asyncio.sleep(0.01)
 
     def _decide(self, key: str, command: Command) -> Outcome:
         """As the real core decides."""
@@ -205,10 +253,7 @@ class FakeStreams:
                 view: FakeView[Any] = self.namespaces if "/" in output.key else self.keys
                 (self.layers if "@" in output.key else view).put(output.key, None)
             else:
-                for callback in self.callbacks:
-                    callback(output)
-                if not ticket.answer.done():
-                    ticket.answer.set_result(output)
+                self._tell(output, ticket)
 
     def _apply(self, key: str, command: Command, offset: int) -> None:
         if command.trigger is not None:
@@ -440,13 +485,13 @@ class FakeFabric:
         self.store = FakeStore()
         self.invoker = FakeInvoker()
         self.sources = FakeSources({(FABRIC_SERVERS, "orders"): 3})
+        self.streams.binding = TriggerModule(self.sources, FABRIC_SERVERS)
         self.lanes = FakeLanes()
         self.logs = FakeLogs()
         self.workflows = FakeWorkflows()
         self.events = FakeEvents()
         self.health = FakeHealth()
         self.clock = FakeClock()
-        self.background = BackgroundWork()
         self.metrics = MetricRegistry()
         self.seal = Seal(bytes(32), purpose="keys")
         self.services = Services(
@@ -470,7 +515,6 @@ class FakeFabric:
             events=self.events,
             activity=self.activity,
             members=self.members,
-            background=self.background,
             clock=self.clock,
             region="ap-guangzhou",
             bootstrap_servers=FABRIC_SERVERS,
@@ -501,4 +545,4 @@ async def served(fabric: FakeFabric) -> AsyncIterator[Served]:
         yield Served(fabric, port)
     finally:
         await server.close()
-        await fabric.background.close()
+        await fabric.streams.close()

@@ -22,7 +22,6 @@ from infra.sealing import Seal
 from infra.settings import store_address
 from infra.steps import StepLoop
 from ingest.api.adapters import KafkaCommands, KafkaLaneStates, KafkaRequests, StoredCode
-from ingest.api.background import BackgroundWork
 from ingest.api.calls import Api
 from ingest.api.collection import PackageCollector
 from ingest.api.kafka_events import KafkaEvents, KafkaOutlet
@@ -36,6 +35,7 @@ from ingest.api.server import ApiServer
 from ingest.api.services import Services
 from ingest.deadletter import DeadIndex, DeadLetterSink
 from ingest.events.work import EventWork, kafka_topics
+from ingest.trigger_steps import TriggerModule
 from ingest.triggers import TriggerManager
 from router.agents import AgentPool
 from router.counts import Counts
@@ -102,15 +102,13 @@ class Gateway:
                 address.endpoint, address.keys.access_key, address.keys.secret_key, region=address.region
             )
             stack.push_async_callback(store.close)
-            scanner, admin, background, sources = (
+            scanner, admin, sources = (
                 Scanner(cluster),
                 Admin(cluster),
-                BackgroundWork(),
                 KafkaSources(cluster),
             )
             dead = DeadIndex(admin, scanner)
-            for close in (scanner.close, background.close):
-                stack.push_async_callback(close)
+            stack.push_async_callback(scanner.close)
             stack.callback(admin.close)
             stack.callback(sources.close)
             metrics = MetricRegistry()
@@ -163,7 +161,6 @@ class Gateway:
                 events=KafkaEvents(outlet, admin, scanner),
                 activity=view(topics.ACTIVITY),
                 members=members,
-                background=background,
                 clock=clock,
                 region=settings.region,
                 bootstrap_servers=cluster.bootstrap_servers,
@@ -185,12 +182,14 @@ class Gateway:
                 group.create_task(self._agents.run())
                 group.create_task(manager.run())
                 group.create_task(work.run())
+                binding = TriggerModule(sources, cluster.bootstrap_servers)
                 routes = RouteModule(resolver, lambda: len(self._agents.links))
-                group.create_task(
-                    StepLoop(
-                        cluster, self._producer, module="route", instance_id=self._process.slot, handle=routes.handle
-                    ).run()
-                )
+                for module, handle in (("route", routes.handle), ("trigger", binding.handle)):
+                    group.create_task(
+                        StepLoop(
+                            cluster, self._producer, module=module, instance_id=self._process.slot, handle=handle
+                        ).run()
+                    )
                 # In a store that is not ours alone another fabric may keep its packages in the same bucket.
                 if settings.s3_endpoint is None:
                     group.create_task(

@@ -34,7 +34,7 @@ from ingest.api.packages import URL_VALID_S, source_of, take_in
 from ingest.api.params import Filter
 from ingest.api.routing import as_function, main_version
 from ingest.api.services import Call, Services, new_command_id
-from ingest.api.triggers import forget_groups, send_delete
+from ingest.api.triggers import send_delete
 from ingest.api.versions import delete_version
 from schemas.errors import BadRequest
 from schemas.records import FunctionRecord
@@ -123,11 +123,9 @@ async def delete_function(services: Services, call: Call, request: DeleteFunctio
         await delete_version(services, call, key, request.qualifier)
         return {}
     plan = plan_delete(services.function(key), call, key=key, command_id=new_command_id())
-    triggers = services.triggers_of(key)
-    for trigger in triggers:
+    for trigger in services.triggers_of(key):
         await send_delete(services, call, trigger)
     await services.send_function_command(key, plan.command, plan.shown, ends=True)
-    forget_groups(services, triggers)
     return {}
 
 

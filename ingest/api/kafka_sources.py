@@ -10,6 +10,7 @@ from typing import Final
 from infra.kafka.admin import Admin
 from infra.kafka.clients import Cluster
 from ingest.api.ports import Position
+from schemas.errors import BrokerUnavailable
 from schemas.topics import HOUR_MS
 
 CALL_S: Final = 1.6
@@ -32,7 +33,7 @@ class KafkaSources:
         return facts.partitions if facts is not None else None
 
     async def pin_offsets(self, bootstrap_servers: str, group: str, topic: str, start: str) -> None:
-        """Commit the group's beginning in every partition."""
+        """Commit the group's beginning, in partitions where it has not begun."""
         admin = self._admin(bootstrap_servers)
         if start == "latest":
             offsets = await admin.end_offsets(topic)
@@ -40,7 +41,9 @@ class KafkaSources:
             offsets = await admin.start_offsets(topic)
         else:
             offsets = await admin.offsets_at(topic, int(start))
-        await admin.commit_offsets(group, topic, offsets)
+        begun = await admin.committed(group, topic)
+        if missing := {p: offset for p, offset in offsets.items() if p not in begun}:
+            await admin.commit_offsets(group, topic, missing)
 
     async def positions(self, bootstrap_servers: str, group: str, topic: str) -> Mapping[int, Position]:
         """Committed and end offset of every partition, now."""
@@ -57,8 +60,16 @@ class KafkaSources:
         await self._admin(self._own.bootstrap_servers).create_topic(topic, partitions, DEAD_LETTER_CONFIG)
 
     async def delete_group(self, bootstrap_servers: str, group: str) -> bool:
-        """True when it is gone."""
-        return await self._admin(bootstrap_servers).delete_group(group)
+        """True when it is gone.
+
+        A client that asked while the broker was away may go on waiting for the group's old coordinator: the next question is another's.
+        """
+        try:
+            return await self._admin(bootstrap_servers).delete_group(group)
+        except BrokerUnavailable:
+            if (admin := self._admins.pop(bootstrap_servers, None)) is not None:
+                admin.close()
+            raise
 
     def close(self) -> None:
         """Let all clients go."""

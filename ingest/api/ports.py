@@ -6,7 +6,7 @@ server answers it with a coded error that says to try again.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -191,7 +191,7 @@ class SourceAdmin(Protocol):
         ...
 
     async def pin_offsets(self, bootstrap_servers: str, group: str, topic: str, start: str) -> None:
-        """Commit where the group begins: `latest`, `earliest`, or unix ms (the first record at or after it, else the end)."""
+        """Commit where the group begins, in partitions where it has not begun: `latest`, `earliest`, or unix ms (the first record at or after it, else the end)."""
         ...
 
     async def positions(self, bootstrap_servers: str, group: str, topic: str) -> Mapping[int, Position]:
@@ -299,12 +299,4 @@ class Health(Protocol):
 
     def parts(self) -> Mapping[str, bool]:
         """Each part that must be well, by name: tables, agent, streams."""
-        ...
-
-
-class Background(Protocol):
-    """Work that goes on after an answer, bounded and best effort."""
-
-    def later(self, what: str, work: Callable[[], Awaitable[bool]]) -> None:
-        """Run `work` until it says True, with growing pauses, for a minute at most; `what` names it in the log."""
         ...

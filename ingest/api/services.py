@@ -12,7 +12,6 @@ from uuid import uuid4
 from ingest.api.auth import Caller
 from ingest.api.ports import (
     ActivityView,
-    Background,
     Clock,
     CodeStore,
     Commands,
@@ -77,7 +76,6 @@ class Services:
     events: EventLog
     activity: ActivityView
     members: MembersView
-    background: Background
     clock: Clock
     region: str
     bootstrap_servers: str

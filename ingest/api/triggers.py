@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final
 
@@ -25,17 +24,12 @@ from ingest.api.params import (
 )
 from ingest.api.routing import check_qualifier
 from ingest.api.services import Call, Services, accepted, new_command_id
-from schemas.errors import BadRequest, BrokerUnavailable
+from schemas.errors import BadRequest
 from schemas.ids import FunctionKey, TriggerKey, dead_letter_topic, is_topic
 from schemas.limits import TRIGGERS_PER_KIND
 from schemas.records import Command, FunctionRecord, KafkaSource, TriggerRecord
 
 Answer = Mapping[str, Any]
-DEAD_LETTER_PARTITIONS: Final = 12
-"""At most so many partitions in a dead-letter topic."""
-NOT_CONFIRMED: Final = "FailedOperation.CreateTrigger"
-BROKER_S: Final = 3.0
-"""How long the brokers of a source have, in all, while a trigger is made: what is left of the answer's 5 s is for its record."""
 
 
 _FOR_TIMERS: Final = (
@@ -136,21 +130,13 @@ async def create_trigger(services: Services, call: Call, request: CreateTrigger)
     _check_type(request.type)
     is_owner = call.caller.appid == services.owner.appid
     source = parse_trigger_desc(request.trigger_desc, key, generation=command_id[:8], is_owner=is_owner)
-    dead_letters = _dead_letter_topic(key)
+    _check_dead_letter_topic(key)
     check_new_trigger(services.function(key.function), services.triggers_of(key.function), key)
     check_qualifier(services, key.function, request.qualifier)
     record = _record(request, call, key, source, command_id)
-    began_s = services.clock.mono_s()
     with services.creating(key):
-        await _prepare(services, source, dead_letters)
         ticket = await services.send_trigger_command(key, _command("create-trigger", call, record))
-        try:
-            spent_s = services.clock.mono_s() - began_s
-            await accepted(ticket, failed_code=NOT_CONFIRMED, what="the trigger", spent_s=spent_s)
-        except BadRequest as refusal:
-            if refusal.api_code != NOT_CONFIRMED:
-                forget_groups(services, [record])
-            raise
+        await accepted(ticket, failed_code="FailedOperation.CreateTrigger", what="the trigger")
         services.trigger_accepted(key, ticket, command_id, record)
     return {"TriggerInfo": trigger_info(record)}
 
@@ -179,36 +165,12 @@ def _check_type(trigger_type: str) -> None:
         )
 
 
-def _dead_letter_topic(key: TriggerKey) -> str:
-    topic = dead_letter_topic(key)
-    if not is_topic(topic):
+def _check_dead_letter_topic(key: TriggerKey) -> None:
+    if not is_topic(dead_letter_topic(key)):
         raise BadRequest(
             "InvalidParameterValue.TriggerName",
             "the trigger's name can't be part of a topic name (its dead-letter topic)",
         )
-    return topic
-
-
-async def _prepare(services: Services, source: KafkaSource, dead_letters: str) -> None:
-    """Make all that must be there before the trigger is: the topic is known, start offsets are pinned, dead letters have a place."""
-    own = source.bootstrap_servers in ("", services.bootstrap_servers)
-    shown = source.bootstrap_servers or services.bootstrap_servers
-    try:
-        async with asyncio.timeout(BROKER_S):
-            partitions = await services.sources.partitions(source.bootstrap_servers, source.topic)
-            if partitions is None:
-                raise BadRequest(
-                    "ResourceNotFound.Ckafka",
-                    f"topic {source.topic!r} does not exist on {shown}; create it first",
-                )
-            await services.sources.pin_offsets(source.bootstrap_servers, source.group_id, source.topic, source.start)
-            await services.sources.make_dead_letter_topic(dead_letters, min(partitions, DEAD_LETTER_PARTITIONS))
-    except (TimeoutError, BrokerUnavailable) as exc:
-        said = str(exc) or f"no answer within {BROKER_S:g} s"
-        raise BadRequest(
-            "InternalError.Ckafka" if own else "InvalidParameterValue.Ckafka",
-            f"Kafka can't be used at {shown}: {said}; {'see penstock status' if own else 'check bootstrapServers'}, then try again",
-        ) from exc
 
 
 def _record(request: CreateTrigger, call: Call, key: TriggerKey, source: KafkaSource, command_id: str) -> TriggerRecord:
@@ -266,14 +228,13 @@ def _existing(
 
 
 async def delete_trigger(services: Services, call: Call, request: DeleteTrigger) -> Answer:
-    """DeleteTrigger: answers when the registry has let it go. Its consumer group is deleted soon after, its dead letters stay."""
+    """DeleteTrigger: answers when the registry has let it go. Its workflow then deletes its consumer group; its dead letters stay."""
     record = _existing(services, call, request)
     gone = replace(record, command_id=new_command_id(), modified_unix_ms=call.now_ms)
     key = _key_of(record)
     ticket = await services.send_trigger_command(key, _command("delete-trigger", call, gone))
     await accepted(ticket, failed_code="FailedOperation.DeleteTrigger", what="the deletion")
     services.trigger_accepted(key, ticket, gone.command_id, None)
-    forget_groups(services, [record])
     return {}
 
 
@@ -283,19 +244,6 @@ async def send_delete(services: Services, call: Call, record: TriggerRecord) -> 
     key = _key_of(record)
     ticket = await services.send_trigger_command(key, _command("delete-trigger", call, gone))
     services.trigger_accepted(key, ticket, gone.command_id, None)
-
-
-def forget_groups(services: Services, triggers: Sequence[TriggerRecord]) -> None:
-    """Delete the consumer groups of triggers that went, each when its members have left. No later trigger has the same group."""
-    for trigger in triggers:
-        if trigger.kafka is not None:
-            services.background.later(
-                f"delete consumer group {trigger.kafka.group_id}", _group_deletion(services, trigger.kafka)
-            )
-
-
-def _group_deletion(services: Services, source: KafkaSource) -> Callable[[], Awaitable[bool]]:
-    return lambda: services.sources.delete_group(source.bootstrap_servers, source.group_id)
 
 
 async def update_trigger_status(services: Services, call: Call, request: UpdateTriggerStatus) -> Answer:

@@ -1,6 +1,6 @@
 """ListWorkflows and GetWorkflow, Penstock's own actions: what the control plane did and does, step by step (`penstock workflow`).
 
-A workflow is one create, update or delete of a function; its id is that of the command. Histories are kept 7 days. Times are unix ms.
+A workflow is one create, update or delete of a function, or of a trigger; its id is that of the command. Histories are kept 7 days. Times are unix ms.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ async def get_workflow(services: Services, call: Call, request: GetWorkflow) -> 
 
 
 def _is_of(record: WorkflowRecord, request: ListWorkflows) -> bool:
-    _, namespace, function = record.key.split("/", 2)
+    _, namespace, function, *_trigger = record.key.split("/")
     return request.namespace in ("", namespace) and request.function_name in ("", function)
 
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from zlib import crc32
 
 import pytest
 
@@ -18,7 +19,7 @@ from infra.steps import StepLoop
 from schemas import avro
 from schemas.errors import StoreUnavailable
 from schemas.records import StatusReason, StepCommand, StepResult
-from schemas.topics import STEP_RESULTS, STEPS_NETWORK
+from schemas.topics import CONTROL_PARTITIONS, STEP_RESULTS, STEPS_NETWORK
 from tests.streams_process import Client, provision
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(120)]
@@ -114,3 +115,33 @@ async def test_a_handler_that_hangs_or_breaks_is_answered_for(
         hung, broke = await ask(client, step("hangs")), await ask(client, step("breaks"))
     assert (hung.retryable, hung.reasons[0].code) == (True, "ResourceUnavailable")
     assert (broke.retryable, broke.reasons[0].code) == (False, "InternalError")
+
+
+async def test_a_slow_step_delays_its_own_key_only_and_nothing_is_committed_over_it(
+    broker: str, client: Client
+) -> None:
+    go, order = asyncio.Event(), list[str]()
+
+    async def handle(asked: StepCommand) -> tuple[StatusReason, ...]:
+        order.append(asked.saga_id)
+        if asked.saga_id == "slow":
+            await go.wait()
+        return ()
+
+    partition_of_slow = crc32(b"1250000000/default/slow") % CONTROL_PARTITIONS
+    beside = next(
+        n for n in map("fast{}".format, range(99)) if crc32(f"1250000000/default/{n}".encode()) % 4 == partition_of_slow
+    )
+    async with module(broker, handle):
+        slow = step("slow")
+        await client.send_raw(STEPS_NETWORK, slow.key, avro.encode(slow))
+        behind = replace(slow, step_id="behind/0", saga_id="behind")
+        await client.send_raw(STEPS_NETWORK, slow.key, avro.encode(behind))
+        assert (await ask(client, step(beside), lambda r: r.saga_id == beside)).reasons == ()
+        assert sorted(order) == sorted(["slow", beside])
+    order.clear()
+    go.set()
+    async with module(broker, handle):  # the slow one was under way: it and what is behind it come again
+        found = await client.see(STEP_RESULTS, slow.key, lambda r: r is not None and r.saga_id == "behind")
+        assert isinstance(found, StepResult)
+    assert order[:1] == ["slow"] or order.index("slow") < order.index("behind")

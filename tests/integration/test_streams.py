@@ -26,6 +26,7 @@ from schemas.records import (
     Member,
     Outcome,
     StepCommand,
+    StepResult,
     TriggerRecord,
 )
 from schemas.topics import (
@@ -36,6 +37,7 @@ from schemas.topics import (
     MEMBERS,
     STEP_RESULTS,
     STEPS_CODE,
+    STEPS_TRIGGER,
     TRIGGERS,
 )
 from streams import worker as streams_worker
@@ -107,12 +109,17 @@ async def test_a_failed_step_says_why_and_a_refused_command_has_its_code(
 async def test_triggers_and_functions_come_and_go(worker: Worker, client: Client, name: str) -> None:
     key = f"1250000000/default/{name}"
     await client.send(command("create-trigger", f"{name}-1", function=name, trigger="t"))
+    step = await client.see(STEPS_TRIGGER, f"{key}/t", lambda s: s is not None)
+    assert isinstance(step, StepCommand)
+    assert (step.operation, step.trigger and step.trigger.name) == ("bind", "t")
+    await client.send(StepResult(step.step_id, step.saga_id, "trigger", f"{key}/t", unix_ms()))
     assert (await client.outcome(f"{name}-1")).code == ""
     made = await client.see(TRIGGERS, f"{key}/t", lambda r: r is not None)
     assert isinstance(made, TriggerRecord)
     await client.send(command("delete-trigger", f"{name}-2", function=name, trigger="t"))
     assert (await client.outcome(f"{name}-2")).code == ""
     await client.see(TRIGGERS, f"{key}/t", lambda r: r is None)
+    await client.see(STEPS_TRIGGER, f"{key}/t", lambda s: s is not None and s.operation == "unbind")
     await client.send(command("create-function", f"{name}-3", function=name))
     await client.function(name, "Creating")
     await client.send(command("delete-function", f"{name}-4", function=name))

@@ -229,7 +229,7 @@ def test_any_values_in_any_fields_get_a_published_code(action: str, data: st.Dat
         await answer(fabric, call("CreateTrigger", GOOD["CreateTrigger"] | {"TriggerName": "in-orders"}, get=False))
         fabric.logs.lines = [LogLine("r", 1, "stdout", "x")]
         response = await answer(fabric, call(action, fields, get=get))
-        await fabric.background.close()
+        await fabric.streams.close()
         return response
 
     response = asyncio.run(run())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from schemas import avro
@@ -72,6 +72,8 @@ def drive(saga: Saga, modules: Modules, fates: list[str], abandon_after: int) ->
 
 
 @pytest.mark.parametrize("workflow", list(sagas.WORKFLOWS))
+@example(fates=["failed", "late", "done", "done"], abandon_after=-1)
+@example(fates=["silent", "done"], abandon_after=0)
 @given(fates=st.lists(st.sampled_from(FATES), max_size=30), abandon_after=st.integers(-1, 12))
 def test_a_saga_ends_with_all_done_or_all_undone_and_replays_the_same(
     workflow: str, fates: list[str], abandon_after: int

@@ -42,6 +42,7 @@ from schemas.topics import (
     VERSIONS,
 )
 from streams import activity, registry, versions
+from streams.entries import Entry, Output
 from streams.processors import Input, Publication, RegistryProcessor
 from streams.replay import replay
 from streams.sagas import WORKFLOWS
@@ -104,9 +105,9 @@ def replays(draw: st.DrawFn) -> tuple[list[tuple[Event, int]], list[tuple[Event,
     return once, again
 
 
-def run(history: Sequence[tuple[Event, int]]) -> tuple[dict[str, registry.Entry], list[registry.Output]]:
-    entries: dict[str, registry.Entry] = {}
-    said: list[registry.Output] = []
+def run(history: Sequence[tuple[Event, int]]) -> tuple[dict[str, Entry], list[Output]]:
+    entries: dict[str, Entry] = {}
+    said: list[Output] = []
     for event, offset in history:
         key = registry.key_of(event)
         entries[key], outputs = registry.take(entries.get(key, registry.NEW), event, offset)
@@ -125,8 +126,8 @@ def test_history_with_redelivered_stretches_leads_to_the_same_state_and_says_not
     assert run(once) == (entries, said), "the same history, the same words"
 
 
-def _distinct(said: Sequence[registry.Output]) -> list[registry.Output]:
-    seen: list[registry.Output] = []
+def _distinct(said: Sequence[Output]) -> list[Output]:
+    seen: list[Output] = []
     for output in said:
         if output not in seen:
             seen.append(output)
@@ -149,7 +150,7 @@ def test_every_command_ends_exactly_once_or_still_runs(history: list[Event]) -> 
 
 @given(histories())
 def test_the_seq_of_a_key_grows_with_every_record_and_its_version_with_every_change(history: list[Event]) -> None:
-    entries: dict[str, registry.Entry] = {}
+    entries: dict[str, Entry] = {}
     for offset, event in enumerate(history):
         key = registry.key_of(event)
         before = entries.get(key, registry.NEW)
@@ -272,7 +273,7 @@ def test_whatever_write_a_process_dies_at_nothing_is_lost_doubled_or_taken_back(
                 asyncio.run(live(world, results, commands, order))
             except Killed:
                 continue
-    entries = {key: avro.decode(registry.Entry, value) for key, (_, value) in world.changelog.items()}
+    entries = {key: avro.decode(Entry, value) for key, (_, value) in world.changelog.items()}
     assert all(entry.saga is None for entry in entries.values()), "a saga was left without its step"
     outcomes: dict[str, set[Outcome]] = {}
     for _, value in world.topics.get(OUTCOMES, ()):
@@ -306,7 +307,7 @@ def _check_histories(world: World, commands: set[str]) -> None:
 def _check_registry_topic(
     written: Sequence[tuple[bytes, bytes | None]],
     kind: type[FunctionRecord] | type[TriggerRecord],
-    entries: dict[bytes, registry.Entry],
+    entries: dict[bytes, Entry],
 ) -> None:
     by_seq: dict[tuple[bytes, int], bytes] = {}
     newest: dict[bytes, bytes | None] = {}
@@ -320,7 +321,7 @@ def _check_registry_topic(
         assert (None if value is None else avro.decode(kind, value)) == record, "the topic does not end with the state"
 
 
-def _check_versions_and_aliases(world: World, entries: dict[bytes, registry.Entry]) -> None:
+def _check_versions_and_aliases(world: World, entries: dict[bytes, Entry]) -> None:
     """Both topics end with what the ledgers hold, and a number stands for one configuration as long as its function is."""
     wanted: set[bytes] = set()
     for key, entry in entries.items():

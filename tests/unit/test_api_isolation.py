@@ -152,7 +152,7 @@ async def test_no_action_reaches_another_tenants(action: str, namespace: str, ha
         text = text.replace(sent, "")
     assert MARK not in text, answer
     assert APPID not in text, answer
-    await fabric.background.close()
+    await fabric.streams.close()
 
 
 @pytest.mark.parametrize("action", sorted(ACTIONS))
@@ -166,7 +166,7 @@ async def test_no_answer_tells_whether_another_tenant_has_what_was_guessed(actio
         return
     assert there == not_there
     for fabric in (furnished_fabric, empty):
-        await fabric.background.close()
+        await fabric.streams.close()
 
 
 @pytest.mark.parametrize(

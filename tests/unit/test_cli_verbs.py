@@ -299,7 +299,7 @@ async def test_a_call_waits_for_a_gateway_that_is_started_again(tmp_path: Path) 
         assert (await call)["Sources"] == []
     finally:
         await server.close()
-        await fabric.background.close()
+        await fabric.streams.close()
 
 
 def test_version_is_that_of_the_project() -> None:

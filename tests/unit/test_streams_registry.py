@@ -8,10 +8,20 @@ from typing import Any
 import pytest
 
 from schemas import avro
-from schemas.records import Command, FunctionRecord, Outcome, StepCommand, StepResult, TriggerRecord, WorkflowRecord
+from schemas.records import (
+    Command,
+    FunctionRecord,
+    Outcome,
+    StatusReason,
+    StepCommand,
+    StepResult,
+    TriggerRecord,
+    WorkflowRecord,
+)
 from streams import registry, sagas
-from streams.registry import NEW, Entry, Output, Tombstone, take
-from tests.commands import CONFIG, FAILURE, NOW_MS, answer, answers, command, other_config
+from streams.entries import Entry, Output, Tombstone
+from streams.registry import NEW, take
+from tests.commands import CONFIG, FAILURE, NOW_MS, answer, answers, command, other_config, trigger_record
 
 KEY = "1250000000/default/hello"
 TRIGGER_KEY = f"{KEY}/t"
@@ -225,10 +235,59 @@ def test_seq_is_higher_also_when_the_deletion_was_forgotten() -> None:
     assert new.seq > 30 > old.seq
 
 
-def test_triggers_are_made_changed_and_deleted_at_once() -> None:
+def bound(entry: Entry = NEW, first: int = 3) -> tuple[Entry, tuple[Output, ...]]:
+    return feed(command("create-trigger", "c1", trigger="t"), answered("c1"), entry=entry, first=first)
+
+
+def answered(
+    command_id: str, reasons: Any = (), *, unix_ms: int = NOW_MS + 1, undo: bool = False, **more: Any
+) -> StepResult:
+    step_id = f"{command_id}/0" + ("/undo" if undo else "")
+    return StepResult(step_id, command_id, "trigger", TRIGGER_KEY, unix_ms, reasons, **more)
+
+
+AWAY = (StatusReason("InternalError.Ckafka", "Kafka can't be used"),)
+
+
+def test_a_trigger_is_shown_and_its_maker_told_when_it_is_bound() -> None:
     entry, outputs = take(NEW, command("create-trigger", "c1", trigger="t"), 3)
+    step = one(outputs, StepCommand)
+    assert (step.module, step.operation, step.trigger) == ("trigger", "bind", trigger_record())
+    assert not [o for o in outputs if isinstance(o, TriggerRecord | Outcome | Tombstone)]
+    again = one(take(entry, command("create-trigger", "c2", trigger="t"), 4)[1], Outcome)
+    assert again.code == "ResourceInUse.Trigger"
+    entry, outputs = take(entry, answered("c1"), 0)
     made = one(outputs, TriggerRecord)
     assert (made.applied, made.command_id, one(outputs, Outcome)) == (3, "c1", Outcome("c1", TRIGGER_KEY))
+    assert one(outputs, WorkflowRecord).state == "succeeded"
+    assert (entry.trigger, entry.saga) == (made, None)
+
+
+def test_a_trigger_that_can_not_be_bound_is_refused_with_the_reason_and_leaves_nothing() -> None:
+    entry, outputs = feed(command("create-trigger", "c1", trigger="t"), answered("c1", AWAY))
+    assert one(outputs, Outcome) == Outcome("c1", TRIGGER_KEY, AWAY[0].code, AWAY[0].message)
+    assert (entry.trigger, entry.saga) == (None, None)
+    assert not [o for o in outputs if isinstance(o, TriggerRecord | Tombstone)]
+
+
+def test_who_waits_for_a_trigger_is_told_before_what_was_begun_is_undone() -> None:
+    retry = answered("c1", AWAY, retryable=True, unix_ms=NOW_MS + 100)
+    entry, outputs = feed(command("create-trigger", "c1", trigger="t"), retry)
+    assert [type(o) for o in outputs] == [WorkflowRecord]
+    entry, outputs = registry.tick(entry, TRIGGER_KEY, NOW_MS + 300)
+    assert one(outputs, StepCommand).attempt == 2
+    late = answered("c1", AWAY, retryable=True, attempt=2, unix_ms=NOW_MS + 2_500)
+    entry, outputs = take(entry, late, 7)
+    assert (one(outputs, StepCommand).operation, one(outputs, Outcome).code) == ("unbind", AWAY[0].code)
+    entry, outputs = take(entry, answered("c1", undo=True), 8)
+    assert (one(outputs, WorkflowRecord).state, entry.saga) == ("failed", None)
+    assert not [o for o in outputs if isinstance(o, Outcome)]
+    assert one(bound(entry, 20)[1], TriggerRecord).name == "t"
+
+
+def test_a_trigger_is_changed_at_once() -> None:
+    entry, outputs = bound()
+    made = one(outputs, TriggerRecord)
     off = command("update-trigger", "c2", trigger="t", unix_ms=NOW_MS + 9)
     assert off.trigger is not None
     off = replace(off, trigger=replace(off.trigger, enabled=False, created_unix_ms=5))
@@ -236,8 +295,34 @@ def test_triggers_are_made_changed_and_deleted_at_once() -> None:
     changed = one(outputs, TriggerRecord)
     assert (changed.enabled, changed.created_unix_ms, changed.modified_unix_ms) == (False, NOW_MS, NOW_MS + 9)
     assert changed.seq > made.seq
-    entry, outputs = take(entry, command("delete-trigger", "c3", trigger="t"), 5)
-    assert outputs == (Tombstone(TRIGGER_KEY, is_function=False), Outcome("c3", TRIGGER_KEY))
+
+
+def test_a_trigger_is_gone_at_once_and_its_group_after_it() -> None:
+    entry, outputs = take(bound()[0], command("delete-trigger", "c3", trigger="t"), 5)
+    assert one(outputs, Tombstone) == Tombstone(TRIGGER_KEY, is_function=False)
+    assert one(outputs, Outcome) == Outcome("c3", TRIGGER_KEY)
+    assert one(outputs, StepCommand).operation == "unbind"
+    busy = (StatusReason("ResourceInUse", "has members"),)
+    entry, outputs = take(entry, answered("c3", busy, retryable=True), 9)
+    assert not registry.is_forgettable(entry, NOW_MS * 2)
+    entry, outputs = registry.tick(entry, TRIGGER_KEY, NOW_MS + 300)
+    entry, outputs = take(entry, answered("c3", attempt=2), 10)
+    assert [type(o) for o in outputs] == [WorkflowRecord]
+    assert one(outputs, WorkflowRecord).state == "succeeded"
+    assert registry.is_forgettable(entry, NOW_MS * 2)
+
+
+def test_a_trigger_is_made_anew_though_the_old_ones_group_is_still_there() -> None:
+    entry, _ = take(bound()[0], command("delete-trigger", "c3", trigger="t"), 5)
+    entry, outputs = take(entry, command("create-trigger", "c4", trigger="t"), 6)
+    assert {(o.saga_id, o.state) for o in outputs if isinstance(o, WorkflowRecord)} == {
+        ("c3", "failed"),
+        ("c4", "running"),
+    }
+    assert one(outputs, StepCommand).step_id == "c4/0"
+    entry, outputs = take(entry, answered("c3"), 9)
+    assert outputs == ()
+    assert one(take(entry, answered("c4"), 10)[1], TriggerRecord).command_id == "c4"
 
 
 def test_an_older_command_says_nothing_and_the_same_one_says_the_same() -> None:

@@ -11,7 +11,8 @@ from schemas import avro
 from schemas.limits import ALIASES_PER_FUNCTION, ROUTING_RULE_CHARS, ROUTING_RULES, VERSIONS_PER_FUNCTION
 from schemas.records import AliasRecord, Command, FunctionRecord, Outcome, StepResult, VersionMatch, VersionRecord
 from streams import registry, versions
-from streams.registry import Entry, Output, take
+from streams.entries import Entry, Output
+from streams.registry import take
 from tests.commands import CONFIG, FAILURE, alias_record, answer, answers, command, other_config
 
 
