@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import stat
 import zipfile
 from collections.abc import AsyncIterator
@@ -11,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.jail import JailConfig, JailDriver
 from schemas.frames import Spec
 from schemas.records import FunctionConfig, LayerRef, StepCommand
 from tests.agent_client import Gateway, Running, running_agent
+from tests.jail_client import Talk, package
+from tests.jail_client import spec as jail_spec
 from tests.packages import zipped
 
 pytestmark = [pytest.mark.jail, pytest.mark.timeout(120)]
@@ -200,3 +204,31 @@ def executable(name: str, text: str) -> bytes:
         info.external_attr = (stat.S_IFREG | 0o755) << 16
         archive.writestr(info, text)
     return out.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["full", "userns", "bare"])
+async def test_every_mode_of_the_jail_has_layers_that_can_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    if mode == "full" and os.geteuid() != 0:
+        pytest.skip("the full jail needs root")
+    monkeypatch.setattr("sandbox.jail._MODES", (mode,))
+    tmp_path.chmod(0o755)
+    driver = JailDriver(JailConfig(tmp_path / "nodes", f"{os.getpid():08x}", allow_weaker=True))
+    await driver.start()
+    node, code = await driver.create_node("t"), package(tmp_path / "code", EVAL)
+    layers = [package(tmp_path / name, word(name)) for name in ("one", "two")]
+    for folder in layers:
+        (folder / "index.py").rename(folder / "shared.py")
+    wanted = dataclasses.replace(jail_spec(), layers=("1" * 64, "2" * 64))
+    in_layer = dataclasses.replace(wanted, handler="shared.main_handler")
+    assert await node.check_code(wanted, code, layers) == ()
+    [reason] = await node.check_code(in_layer, code, layers)
+    assert "shared.py has no function main_handler" in reason.message
+    talk = Talk(await node.start_worker(wanted, code, layers, environment={}))
+    assert await talk.load() == {"ok": True}
+    found, wrote = await talk.run(["__import__('shared').WORD", "open(__import__('shared').__file__, 'w')"])
+    assert (found, wrote.startswith("refused: ")) == ("two", True)
+    talk.worker.close()
+    await driver.close()
+    assert [(folder / "shared.py").read_text() for folder in layers] == [word("one"), word("two")]
