@@ -76,10 +76,10 @@ async def take_in(bundle: Bundle, config: FunctionConfig) -> StatusReason | None
         except ObjectNotFound:
             again = "upload it again" if missing == NO_PACKAGE else "publish it again and bind the new version"
             return StatusReason(missing, f"{name} is not in the object store: {again}")
-    if bundle.unpacked_bytes > PACKAGE_UNPACKED_BYTES:
-        return StatusReason(
-            BAD_LAYER,
-            f"the package and its layers unpack to {bundle.unpacked_bytes:,} bytes; the limit over all of them is"
-            f" {PACKAGE_UNPACKED_BYTES:,}: bind fewer layers or make them smaller",
-        )
+        if bundle.unpacked_bytes > PACKAGE_UNPACKED_BYTES:  # before the next one takes room on the disk
+            return StatusReason(
+                BAD_LAYER,
+                f"with {name} the package and its layers unpack to {bundle.unpacked_bytes:,} bytes; the limit over all of"
+                f" them is {PACKAGE_UNPACKED_BYTES:,}: bind fewer layers or make them smaller",
+            )
     return None

@@ -121,10 +121,12 @@ async def test_each_package_that_can_not_be_used_is_named_with_its_code(tmp_path
 async def test_the_limit_of_unpacked_bytes_holds_over_the_package_and_all_layers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, one, two = (package(f"{n}.py", 998) for n in "abc")  # with the two bytes of lib/run: 1,000 each
-    cache = await started(tmp_path, Store(code, one, two))
+    code, one, two, three = (package(f"{n}.py", 998) for n in "abcd")  # with the two bytes of lib/run: 1,000 each
+    store = Store(code, one, two, three)
+    cache = await started(tmp_path, store)
     monkeypatch.setattr(bundles, "PACKAGE_UNPACKED_BYTES", 2_999)
-    said, message = await refused(cache, config(code, one, two))
+    said, message = await refused(cache, config(code, one, two, three))
+    assert store.gets == 3  # no more is fetched than tells it
     assert (said, "unpack to 3,000 bytes; the limit over all of them is 2,999" in message) == (
         "InvalidParameterValue.Layers",
         True,
