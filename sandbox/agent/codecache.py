@@ -89,6 +89,11 @@ class CodeCache:
         """What the entries take on disk."""
         return sum(e.disk_bytes for e in self._entries.values())
 
+    @property
+    def leases(self) -> int:
+        """How many were not given back yet."""
+        return sum(e.holders for e in self._entries.values())
+
     async def start(self) -> None:
         """Take over what an earlier agent of this boot left; remove what is not whole."""
         self._boot = await asyncio.to_thread(_BOOT_ID.read_text)

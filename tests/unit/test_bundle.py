@@ -40,7 +40,8 @@ async def test_packages_are_fetched_side_by_side_and_equal_ones_once(tmp_path: P
     code, one, two = (package(f"{n}.py", 100) for n in "abc")
     store = Store(code, one, two)
     store.gate.clear()
-    bundle = Bundle(await started(tmp_path, store))
+    cache = await started(tmp_path, store)
+    bundle = Bundle(cache)
     adding = asyncio.get_running_loop().create_task(bundle.add(*map(digest, (code, one, two, one))))
     async with asyncio.timeout(10):
         while store.gets < 3:
@@ -50,6 +51,7 @@ async def test_packages_are_fetched_side_by_side_and_equal_ones_once(tmp_path: P
     assert (store.gets, bundle.fetched, bundle.unpacked_bytes) == (3, True, 3 * 102)
     assert (bundle.path(digest(one)) / "b.py").is_file()
     bundle.release()
+    assert cache.leases == 0
 
 
 async def test_what_is_held_is_not_evicted_and_what_is_released_may_be(tmp_path: Path) -> None:
