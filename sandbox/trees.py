@@ -22,8 +22,8 @@ def merge(sources: Sequence[Path], target: Path) -> None:
     """
     part = Path(tempfile.mkdtemp(prefix=f".{target.name[:12]}-", dir=target.parent))
     try:
-        for source in sources:
-            _lay(source, part)
+        for at, source in enumerate(sources):
+            _lay(source, part, is_first=at == 0)
         try:
             part.rename(target)
         except OSError:
@@ -33,7 +33,7 @@ def merge(sources: Sequence[Path], target: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _lay(source: Path, target: Path) -> None:
+def _lay(source: Path, target: Path, *, is_first: bool) -> None:
     for folder, _, files in os.walk(source, onerror=_raise):
         into = target / os.path.relpath(folder, source)
         if not into.is_dir():
@@ -41,27 +41,29 @@ def _lay(source: Path, target: Path) -> None:
             into.mkdir()
         into.chmod(0o755)  # read by the node's user
         for name in files:
-            _make_way(into / name)
-            _link_or_copy(os.path.join(folder, name), into / name)
+            path = f"{into}/{name}"
+            if not is_first:
+                _make_way(path)
+            _link_or_copy(f"{folder}/{name}", path)
 
 
 def _raise(error: OSError) -> None:
     raise error
 
 
-def _make_way(path: Path) -> None:
+def _make_way(path: str) -> None:
     """Never write over a file: it may be a link to a package that others use."""
-    if path.is_dir():
+    if os.path.isdir(path):
         shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    elif os.path.exists(path):
+        os.unlink(path)
 
 
-def _link_or_copy(source: str, target: Path) -> None:
+def _link_or_copy(source: str, target: str) -> None:
     try:
         os.link(source, target)
     except OSError:  # another file system, or too many links
         shutil.copy(source, target)
-    mode = target.stat().st_mode
+    mode = os.stat(target).st_mode
     if mode & 0o444 != 0o444:
-        target.chmod(mode | 0o444)
+        os.chmod(target, mode | 0o444)
