@@ -54,6 +54,7 @@ def _spec(record: FunctionRecord | VersionRecord, function: str, config: Functio
         init_timeout_s=config.init_timeout_s,
         region=region,
         environment=config.environment,
+        layers=tuple(ref.sha256 for ref in config.layers),
     )
 
 

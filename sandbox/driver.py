@@ -7,6 +7,7 @@ mount behind.
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -89,14 +90,17 @@ class Node(Protocol):
         """False once its zygote is gone: all its workers are then dead too."""
         ...
 
-    async def start_worker(self, spec: Spec, code_dir: Path, *, environment: dict[str, str]) -> Worker:
-        """Start a worker that waits for LOAD. `environment` is what the user's code will see.
+    async def start_worker(
+        self, spec: Spec, code_dir: Path, layer_dirs: Sequence[Path] = (), *, environment: dict[str, str]
+    ) -> Worker:
+        """Start a worker that waits for LOAD. `environment` is what the user's code will see; `layer_dirs` has the unpacked layers of the
+        Spec in its order, which the worker sees as one read-only tree: where two have the same path, the later one wins.
 
         Raises WorkerStartFailed.
         """
         ...
 
-    async def check_code(self, spec: Spec, code_dir: Path) -> tuple[StatusReason, ...]:
+    async def check_code(self, spec: Spec, code_dir: Path, layer_dirs: Sequence[Path] = ()) -> tuple[StatusReason, ...]:
         """Look, without running user code, whether the handler can be found: why not, or nothing."""
         ...
 

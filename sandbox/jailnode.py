@@ -11,8 +11,7 @@ import signal
 import socket
 import struct
 import subprocess
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from sandbox.blanks import Blanks
 from sandbox.driver import WorkerExit
 from sandbox.isolation.cgroups import Group, GroupPool
 from sandbox.runner import rootfs
+from sandbox.trees import merge, merged_name
 from schemas.errors import WorkerStartFailed
 from schemas.frames import Spec
 from schemas.limits import WORKER_PIDS
@@ -149,21 +149,20 @@ class JailNode:
         loop.add_reader(self._control.fileno(), self._hear)
         self._fill()
 
-    async def start_worker(self, spec: Spec, code_dir: Path, *, environment: dict[str, str]) -> JailWorker:
+    async def start_worker(
+        self, spec: Spec, code_dir: Path, layer_dirs: Sequence[Path] = (), *, environment: dict[str, str]
+    ) -> JailWorker:
         """See the port; the environment reaches the worker with LOAD."""
-        bound = await self._bring_code(spec.code_sha256, code_dir)
-        wanted = {"code_dir": rootfs.USER_CODE, "bound": bound}
+        wanted = await self._bring(spec, code_dir, layer_dirs)
         if self._mode == "bare":
             scratch = self._home / f"tmp-{self._numbers + 1}"
             scratch.mkdir()
-            wanted |= {"code_dir": str(self._home / "code" / spec.code_sha256), "scratch": str(scratch)}
+            wanted["scratch"] = str(scratch)
         return await self._start(wanted, memory_mib=spec.memory_mib)
 
-    async def check_code(self, spec: Spec, code_dir: Path) -> tuple[StatusReason, ...]:
+    async def check_code(self, spec: Spec, code_dir: Path, layer_dirs: Sequence[Path] = ()) -> tuple[StatusReason, ...]:
         """See the port: a worker reads the source and says what it sees."""
-        bound = await self._bring_code(spec.code_sha256, code_dir)
-        own = str(self._home / "code" / spec.code_sha256) if self._mode == "bare" else rootfs.USER_CODE
-        wanted: dict[str, Any] = {"check": True, "handler": spec.handler, "code_dir": own, "bound": bound}
+        wanted = {"check": True, "handler": spec.handler, **await self._bring(spec, code_dir, layer_dirs)}
         if self._mode == "bare":
             wanted["scratch"] = str(self._home)
         worker = await self._start(wanted, memory_mib=512)
@@ -200,15 +199,28 @@ class JailNode:
         if self._forget is not None:
             self._forget(self)
 
-    async def _bring_code(self, sha256: str, code_dir: Path) -> str:
-        """The package below the node's code folder, by hard links where that works; its path inside."""
-        target = self._home / "code" / sha256
-        if not target.exists():  # 0.4 s for the largest package: not on the loop
+    async def _bring(self, spec: Spec, code_dir: Path, layer_dirs: Sequence[Path]) -> dict[str, Any]:
+        """The package, and its layers as one tree, below the node's code folder; what a worker is told of where they are."""
+        code, layers = spec.code_sha256, merged_name(spec.layers) if layer_dirs else ""
+        await self._bring_tree(code, [code_dir])
+        if layers:
+            await self._bring_tree(layers, layer_dirs)
+        if self._mode == "bare":
+            home = self._home / "code"
+            return {"code_dir": str(home / code), "layers_dir": str(home / layers) if layers else ""}
+        bound = [[f"{rootfs.CODE_ROOT}/{code}", rootfs.USER_CODE]]
+        if layers:
+            bound.append([f"{rootfs.CODE_ROOT}/{layers}", rootfs.LAYERS])
+        return {"code_dir": rootfs.USER_CODE, "layers_dir": rootfs.LAYERS if layers else "", "bound": bound}
+
+    async def _bring_tree(self, name: str, sources: Sequence[Path]) -> None:
+        """Made when the first worker needs it; those of the same packages share it."""
+        target = self._home / "code" / name
+        if not target.exists():
             try:
-                await asyncio.to_thread(copy_tree, code_dir, target)
+                await asyncio.to_thread(merge, sources, target)
             except OSError as exc:
                 raise WorkerStartFailed(f"the node can't take the package: {exc.strerror or exc}") from exc
-        return f"{rootfs.CODE_ROOT}/{sha256}"
 
     async def _start(self, wanted: dict[str, Any], *, memory_mib: int) -> JailWorker:
         """A worker that was told what it is to be: a blank one, or when there is none a new one."""
@@ -327,35 +339,6 @@ class JailNode:
         for worker in list(self._workers.values()):
             worker.ended(-9, 0)
         self._workers.clear()
-
-
-def copy_tree(source: Path, target: Path) -> None:
-    """A read-only tree of the same files: links where the file system allows, else copies.
-
-    Appears whole or not at all; of several at a time the first one stays.
-    """
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name[:12]}-", dir=target.parent))
-    try:
-        shutil.copytree(source, part, copy_function=_link_or_copy, dirs_exist_ok=True)
-        for folder, _, _ in os.walk(part):
-            os.chmod(folder, 0o755)  # noqa: S103 - read by the node's user
-        try:
-            part.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-    mode = os.stat(target).st_mode
-    if mode & 0o444 != 0o444:
-        os.chmod(target, mode | 0o444)
 
 
 def _drain(fd: int) -> str:

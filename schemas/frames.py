@@ -112,7 +112,10 @@ class Done(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A function version as an agent needs it. `environment` holds the user's variables only."""
+    """A function version as an agent needs it. `environment` holds the user's variables only.
+
+    `layers` are the hashes of its layers' packages; of them the later ones win.
+    """
 
     appid: str
     uin: str
@@ -127,6 +130,7 @@ class Spec:
     init_timeout_s: int
     region: str
     environment: dict[str, str]
+    layers: tuple[str, ...] = ()
 
     def __hash__(self) -> int:
         return hash((self.function, self.version, self.code_sha256))  # the dict has no hash; equality still sees it

@@ -8,7 +8,7 @@ import json
 import os
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -183,7 +183,9 @@ class FakeNode:
     def __init__(self, driver: FakeDriver, tenant: str) -> None:
         self.driver, self.tenant, self.alive = driver, tenant, True
 
-    async def start_worker(self, spec: Spec, code_dir: Path, *, environment: dict[str, str]) -> FakeWorker:
+    async def start_worker(
+        self, spec: Spec, code_dir: Path, layer_dirs: Sequence[Path] = (), *, environment: dict[str, str]
+    ) -> FakeWorker:
         self.driver.forks_now += 1
         self.driver.most_forks = max(self.driver.most_forks, self.driver.forks_now)
         try:
@@ -197,7 +199,7 @@ class FakeNode:
         self.driver.environment = environment
         return worker
 
-    async def check_code(self, spec: Spec, code_dir: Path) -> tuple[StatusReason, ...]:
+    async def check_code(self, spec: Spec, code_dir: Path, layer_dirs: Sequence[Path] = ()) -> tuple[StatusReason, ...]:
         return self.driver.reasons
 
     async def close(self) -> None:

@@ -43,7 +43,7 @@ class Talk:
         wanted = {
             "handler": "index.main_handler",
             "code_dir": "/var/user",
-            "environment": environment or {"PATH": "/opt/python/bin:/usr/bin:/bin", "LANG": "C.UTF-8"},
+            "environment": environment or {"PATH": "/var/lang/bin:/usr/bin:/bin", "LANG": "C.UTF-8"},
             "context": {},
         }
         await self._send(json_frame(Kind.LOAD, 0, wanted))

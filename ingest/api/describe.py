@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from schemas.ids import LATEST
 from schemas.lifecycle import FunctionStatus
-from schemas.records import FunctionConfig, FunctionRecord, StatusReason, TriggerRecord
+from schemas.records import FunctionConfig, FunctionRecord, LayerRef, StatusReason, TriggerRecord
 from schemas.tenants import LayerRecord
 
 _FAILED: Final = (FunctionStatus.CREATE_FAILED, FunctionStatus.UPDATE_FAILED, FunctionStatus.DELETE_FAILED)
@@ -53,8 +53,10 @@ def function_summary(record: FunctionRecord) -> dict[str, Any]:
     }
 
 
-def function_detail(record: FunctionRecord, triggers: Sequence[TriggerRecord]) -> dict[str, Any]:
-    """Answer of GetFunction. Of what Penstock doesn't have, the value that says so."""
+def function_detail(
+    record: FunctionRecord, triggers: Sequence[TriggerRecord], layers: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Answer of GetFunction; `layers` as `layer_info` and `deleted_layer` show them. Of what Penstock doesn't have, the value that says so."""
     config = newest_config(record) or _NO_CONFIG
     failed = record.status in _FAILED
     return {
@@ -79,7 +81,7 @@ def function_detail(record: FunctionRecord, triggers: Sequence[TriggerRecord]) -
         "EipConfig": {"EipFixed": "FALSE", "Eips": []},
         "DeadLetterConfig": {"Type": "", "Name": "", "FilterType": ""},
         "AccessInfo": {"Host": "", "Vip": ""},
-        "Layers": [],
+        "Layers": list(layers),
         "Role": "",
         "ClsLogsetId": "",
         "ClsTopicId": "",
@@ -106,6 +108,21 @@ def layer_info(layer: LayerRecord) -> dict[str, Any]:
         "Description": layer.description,
         "LicenseInfo": layer.license_info,
         "Status": "Active",
+        "Stamp": "",
+        "Tags": [],
+    }
+
+
+def deleted_layer(ref: LayerRef) -> dict[str, Any]:
+    """Structure LayerVersionInfo of a layer version that is bound and was deleted: it goes on in what binds it."""
+    return {
+        "LayerName": ref.name,
+        "LayerVersion": ref.version,
+        "CompatibleRuntimes": [],
+        "AddTime": "",
+        "Description": "",
+        "LicenseInfo": "",
+        "Status": "Deleted",
         "Stamp": "",
         "Tags": [],
     }

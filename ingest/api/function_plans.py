@@ -30,7 +30,7 @@ from schemas.limits import (
     MEMORY_DEFAULT_MIB,
     TIMEOUT_DEFAULT_S,
 )
-from schemas.records import Command, FunctionConfig, FunctionRecord
+from schemas.records import Command, FunctionConfig, FunctionRecord, LayerRef
 
 _PYTHON: Final = re.compile(r"Python3\.[0-9]{1,2}\Z")
 _RESERVED: Final = ("SCF_", "QCLOUD_", "TENCENTCLOUD_")
@@ -129,7 +129,7 @@ def check_new_name(key: FunctionKey, existing: FunctionRecord | None, *, count: 
 
 
 def check_create(request: CreateFunction) -> FunctionConfig:
-    """The configuration that a CreateFunction asks for, still without its package; raises BadRequest."""
+    """The configuration that a CreateFunction asks for, still without its package and layers; raises BadRequest."""
     check_type(request.type)
     runtime = check_runtime(request.runtime)
     if not request.handler:
@@ -156,10 +156,11 @@ def plan_create(
     key: FunctionKey,
     config: FunctionConfig,
     package: PackageFacts,
+    layers: tuple[LayerRef, ...],
     command_id: str,
 ) -> Plan:
     """CreateFunction, after `check_create` and `check_new_name`."""
-    full = replace(config, code_sha256=package.sha256, code_size=package.size_bytes)
+    full = replace(config, code_sha256=package.sha256, code_size=package.size_bytes, layers=layers)
     return _plan_new(call, key=key, config=full, description=request.description, command_id=command_id)
 
 
@@ -202,6 +203,7 @@ def _unset(config: FunctionConfig) -> FunctionConfig:
         timeout_s=TIMEOUT_DEFAULT_S,
         init_timeout_s=INIT_TIMEOUT_DEFAULT_S,
         environment={},
+        layers=(),
     )
 
 
@@ -269,9 +271,15 @@ def plan_update_code(
 
 
 def plan_update_configuration(
-    request: UpdateFunctionConfiguration, call: Call, *, key: FunctionKey, existing: FunctionRecord, command_id: str
+    request: UpdateFunctionConfiguration,
+    call: Call,
+    *,
+    key: FunctionKey,
+    existing: FunctionRecord,
+    layers: tuple[LayerRef, ...] | None,
+    command_id: str,
 ) -> Plan:
-    """UpdateFunctionConfiguration: what is given replaces what was."""
+    """UpdateFunctionConfiguration: what is given replaces what was; `layers` None leaves those that are bound."""
     config = check_update(existing)
     config = replace(
         config,
@@ -280,6 +288,7 @@ def plan_update_configuration(
         init_timeout_s=request.init_timeout or config.init_timeout_s,
         runtime=check_runtime(request.runtime) if request.runtime else config.runtime,
         environment=config.environment if request.environment is None else check_environment(request.environment),
+        layers=config.layers if layers is None else layers,
     )
     publish = request.publish == "TRUE"
     return _plan_update(

@@ -1,10 +1,10 @@
 """Requests of the actions on functions, and what Penstock does about each of SCF's fields.
 
 Acted on: FunctionName, Namespace, Code (ZipFile, CosBucketName + CosObjectName in the fabric's own store), CodeSource (as a check),
-Handler, Description, MemorySize, Timeout, InitTimeout, Environment, Runtime, Type (`Event`), Publish.
+Handler, Description, MemorySize, Timeout, InitTimeout, Environment, Layers, Runtime, Type (`Event`), Publish.
 Accepted when it asks for nothing or for what happens anyway: empty texts, lists and structures, FALSE, PublicNetConfig in its default
 form, InstallDependency FALSE.
-Anything else answers UnsupportedOperation by the field's name: VpcConfig, Layers, CfsConfig, ImageConfig, DeadLetterConfig, Role, Tags,
+Anything else answers UnsupportedOperation by the field's name: VpcConfig, CfsConfig, ImageConfig, DeadLetterConfig, Role, Tags,
 ClsLogsetId, ClsTopicId, ProtocolType, InstanceConcurrencyConfig, IntranetConfig, AsyncRunEnable TRUE, TraceEnable TRUE and the others below.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-from ingest.api.fields import Unsupported, asks_for_nothing, param
+from ingest.api.fields import Unsupported, asks_for_nothing, param, short
 from ingest.api.params import (
     Filter,
     description,
@@ -27,8 +27,8 @@ from ingest.api.params import (
     qualifier,
     switch,
 )
-from schemas.ids import is_handler
-from schemas.limits import INIT_TIMEOUT_RANGE_S, MEMORY_CHOICES_MIB, TIMEOUT_RANGE_S
+from schemas.ids import is_handler, is_layer_name
+from schemas.limits import INIT_TIMEOUT_RANGE_S, LAYERS_PER_FUNCTION, MEMORY_CHOICES_MIB, TIMEOUT_RANGE_S
 
 _NO_VPC: Final = "functions have no network of their own here yet"
 _NO_LOG_SERVICE: Final = "logs are kept by the fabric itself (penstock logs, GetFunctionLogLines)"
@@ -52,7 +52,6 @@ _CONFIGURATION: Final = (
     Unsupported("PublicNetConfig", "fixed public addresses; " + _NO_VPC, _is_default_public_net),
     Unsupported("IntranetConfig", "fixed private addresses; " + _NO_VPC, _is_no_fixed_ip),
     Unsupported("CfsConfig", "file systems can't be mounted"),
-    Unsupported("Layers", "put what the layer holds into the package"),
     Unsupported("DeadLetterConfig", "a Kafka trigger has a dead-letter topic of its own, without setting"),
     Unsupported("Role", "functions get no cloud credentials; leave Role out"),
     Unsupported("ClsLogsetId", _NO_LOG_SERVICE),
@@ -118,6 +117,40 @@ class Environment:
     variables: tuple[Variable, ...] = param(())
 
 
+def _layer(value: Any) -> str | None:
+    return None if not value or is_layer_name(value) else f"is {short(value)}, which is no name of a layer"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerVersionSimple:
+    """A layer version to be bound; the empty name with version 0, alone in its list, unbinds all."""
+
+    layer_name: str = param(code="InvalidParameterValue.LayerName", check=_layer)
+    layer_version: int = param(code="InvalidParameterValue.Layers", low=0, high=2**31)
+
+    @property
+    def unbinds(self) -> bool:
+        """True for the entry that stands for none."""
+        return not self.layer_name and not self.layer_version
+
+
+def _layer_list(value: Any) -> str | None:
+    wanted: tuple[LayerVersionSimple, ...] = value
+    if len(wanted) > LAYERS_PER_FUNCTION:
+        return f"has {len(wanted)} layers; the limit is {LAYERS_PER_FUNCTION}"
+    if len(wanted) == 1 and wanted[0].unbinds:
+        return None
+    if any(not layer.layer_name or not layer.layer_version for layer in wanted):
+        return "needs LayerName and LayerVersion of each layer; one entry with an empty name and version 0 unbinds all"
+    if len(set(wanted)) < len(wanted):
+        return "names a layer version twice"
+    return None
+
+
+def _layers() -> Any:
+    return param((), code="InvalidParameterValue.Layers", check=_layer_list)
+
+
 def _memory(value: Any) -> str | None:
     if value in MEMORY_CHOICES_MIB:
         return None
@@ -169,6 +202,7 @@ class CreateFunction:
     type: str = param("Event", code="InvalidParameterValue.FunctionType", max_chars=16)
     code_source: str | None = param(None, code="InvalidParameterValue.CodeSource", max_chars=32)
     init_timeout: int | None = _init_timeout()
+    layers: tuple[LayerVersionSimple, ...] = _layers()
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +228,7 @@ class UpdateFunctionCode:
 
 @dataclass(frozen=True, slots=True)
 class UpdateFunctionConfiguration:
-    """Request of UpdateFunctionConfiguration; a field that is absent stays as it is, Environment is replaced whole."""
+    """Request of UpdateFunctionConfiguration; a field that is absent stays as it is, Environment and Layers are replaced whole."""
 
     UNSUPPORTED: ClassVar[tuple[Unsupported, ...]] = (
         *_CONFIGURATION,
@@ -210,6 +244,7 @@ class UpdateFunctionConfiguration:
     environment: Environment | None = param(None)
     namespace: str = namespace()
     init_timeout: int | None = _init_timeout()
+    layers: tuple[LayerVersionSimple, ...] = _layers()
     publish: str = switch("InvalidParameterValue")
 
 

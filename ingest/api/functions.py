@@ -30,6 +30,7 @@ from ingest.api.function_requests import (
     UpdateFunctionCode,
     UpdateFunctionConfiguration,
 )
+from ingest.api.layers import bound_layers, layers_of
 from ingest.api.packages import URL_VALID_S, source_of, take_in
 from ingest.api.params import Filter
 from ingest.api.routing import as_function, main_version
@@ -51,11 +52,19 @@ async def create_function(services: Services, call: Call, request: CreateFunctio
     config = check_create(request)
     source = source_of(request.code, request.code_source, region=services.region)
     _check_new(services, call, request)
+    bound_layers(services, key.appid, request.layers)
     package = await take_in(services.code, source, appid=key.appid)
-    # Again, for a call of the same name may have gone by while the package was stored.
+    # Again, for other calls may have gone by while the package was stored.
     _check_new(services, call, request)
-    facts = PackageFacts(package.sha256, len(package.data))
-    plan = plan_create(request, call, key=key, config=config, package=facts, command_id=new_command_id())
+    plan = plan_create(
+        request,
+        call,
+        key=key,
+        config=config,
+        package=PackageFacts(package.sha256, len(package.data)),
+        layers=bound_layers(services, key.appid, request.layers) or (),
+        command_id=new_command_id(),
+    )
     await services.send_function_command(key, plan.command, plan.shown)
     return {}
 
@@ -109,8 +118,14 @@ async def update_function_code(services: Services, call: Call, request: UpdateFu
 async def update_function_configuration(services: Services, call: Call, request: UpdateFunctionConfiguration) -> Answer:
     """UpdateFunctionConfiguration."""
     key = call.function(request.namespace, request.function_name)
+    existing = services.function(key)
     plan = plan_update_configuration(
-        request, call, key=key, existing=services.function(key), command_id=new_command_id()
+        request,
+        call,
+        key=key,
+        existing=existing,
+        layers=bound_layers(services, key.appid, request.layers),
+        command_id=new_command_id(),
     )
     await services.send_function_command(key, plan.command, plan.shown)
     return {}
@@ -135,7 +150,8 @@ async def get_function(services: Services, call: Call, request: GetFunction) -> 
     record = services.function(key)
     version = main_version(services, key, request.qualifier, code="ResourceNotFound.FunctionVersion")
     triggers = [t for t in services.triggers_of(key) if version is None or t.qualifier == version.version]
-    return function_detail(as_function(record, version), triggers)
+    shown = as_function(record, version)
+    return function_detail(shown, triggers, layers_of(services, key.appid, newest_config(shown)))
 
 
 async def get_function_address(services: Services, call: Call, request: GetFunctionAddress) -> Answer:

@@ -6,20 +6,20 @@ A layer's content is a package like any function's: a zip in the store, named by
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-from ingest.api.describe import layer_info, page, time_text
+from ingest.api.describe import deleted_layer, layer_info, page, time_text
 from ingest.api.fields import Unsupported, param, short
-from ingest.api.function_requests import CodeFields
+from ingest.api.function_requests import CodeFields, LayerVersionSimple
 from ingest.api.packages import URL_VALID_S, source_of, take_in
 from ingest.api.params import description, limit, must, offset
 from ingest.api.services import Call, Services, new_command_id
 from schemas.errors import BadRequest
 from schemas.ids import is_layer_name, layer_key
 from schemas.limits import LAYERS_PER_TENANT, VERSIONS_PER_LAYER
-from schemas.records import FunctionConfig
+from schemas.records import FunctionConfig, LayerRef
 from schemas.tenants import LayerRecord, TenantCommand
 
 Answer = Mapping[str, Any]
@@ -197,6 +197,28 @@ async def delete_layer_version(services: Services, call: Call, request: LayerVer
         what=f"the deletion of version {layer.version} of layer {short(layer.name)}",
     )
     return {}
+
+
+def bound_layers(services: Services, appid: str, wanted: Sequence[LayerVersionSimple]) -> tuple[LayerRef, ...] | None:
+    """The tenant's layer versions that a request binds, frozen by the hash of their content; None when it says nothing of layers.
+
+    Raises:
+        BadRequest: ResourceNotFound.Layer or ResourceNotFound.LayerVersion.
+    """
+    if not wanted:
+        return None
+    found = [find_layer(services, appid, x.layer_name, x.layer_version) for x in wanted if not x.unbinds]
+    return tuple(LayerRef(layer.name, layer.version, layer.content_sha256) for layer in found)
+
+
+def layers_of(services: Services, appid: str, config: FunctionConfig | None) -> list[dict[str, Any]]:
+    """Structures LayerVersionInfo of what a configuration binds, in its order."""
+    shown = []
+    for ref in config.layers if config is not None else ():
+        layer = services.layers.get(layer_key(appid, ref.name, ref.version))
+        is_the_one = layer is not None and layer.content_sha256 == ref.sha256  # else a new layer of the same name
+        shown.append(layer_info(layer) if layer is not None and is_the_one else deleted_layer(ref))
+    return shown
 
 
 def _configurations(services: Services, appid: str) -> Iterator[tuple[str, FunctionConfig]]:

@@ -5,15 +5,12 @@ User code is read here, never run: the source is parsed by a jailed worker.
 
 from __future__ import annotations
 
+from sandbox.agent.bundle import Bundle, take_in
 from sandbox.agent.codecache import CodeCache
 from sandbox.agent.nodes import Nodes
-from schemas.errors import BadPackage, ObjectNotFound, PackageCorrupt
 from schemas.frames import Spec
 from schemas.ids import FunctionKey
 from schemas.records import FunctionConfig, StatusReason, StepCommand
-
-BAD_ZIP = "InvalidParameterValue.ZipFile"
-NO_PACKAGE = "ResourceNotFound.Code"
 
 
 class CodeModule:
@@ -23,33 +20,32 @@ class CodeModule:
         self._nodes, self._cache = nodes, cache
 
     async def handle(self, step: StepCommand) -> tuple[StatusReason, ...]:
-        """`store`: the package is in the store, whole, and can be unpacked. `check`: its code has the handler.
+        """`store`: the package and its layers are in the store, whole, and can be unpacked. `check`: their code has the handler.
 
         Returns:
-            Why it can't run, nothing when it can. The package is then in this host's cache, and the tenant has a node here.
+            Why it can't run, nothing when it can. All packages are then in this host's cache, and the tenant has a node here.
 
         Raises:
             StoreUnavailable, WorkerStartFailed: try again later.
         """
         if step.config is None:
             return (StatusReason("InvalidParameter", f"step {step.operation} of module code names no configuration"),)
+        bundle = Bundle(self._cache)
         try:
-            lease = await self._cache.hold(step.config.code_sha256)
-        except (BadPackage, PackageCorrupt) as exc:
-            return (StatusReason(BAD_ZIP, f"the package is refused: {exc}"),)
-        except ObjectNotFound:
-            return (StatusReason(NO_PACKAGE, "the package is not in the object store: upload it again"),)
-        try:
+            reason = await take_in(bundle, step.config)
+            if reason is not None:
+                return (reason,)
             if step.operation == "store":
                 return ()
             spec = _spec(FunctionKey.parse(step.key), step.config)
             node = await self._nodes.hold(spec.appid)
             try:
-                return await node.node.check_code(spec, lease.path)
+                layers = [bundle.path(sha256) for sha256 in spec.layers]
+                return await node.node.check_code(spec, bundle.path(spec.code_sha256), layers)
             finally:
                 node.release()
         finally:
-            lease.release()
+            bundle.release()
 
 
 def _spec(key: FunctionKey, config: FunctionConfig) -> Spec:
@@ -67,4 +63,5 @@ def _spec(key: FunctionKey, config: FunctionConfig) -> Spec:
         init_timeout_s=config.init_timeout_s,
         region="",
         environment=config.environment,
+        layers=tuple(ref.sha256 for ref in config.layers),
     )

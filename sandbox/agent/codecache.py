@@ -1,7 +1,7 @@
 """Code packages on this host's disk, unpacked once, by the hash of their zip.
 
     <folder>/<sha256>/          the unpacked code, read-only, bound into nodes
-    <folder>/<sha256>.json      written last: the entry is whole; size, and the boot it was written in
+    <folder>/<sha256>.json      written last: the entry is whole; its sizes, and the boot it was written in
 
 After a power cut a folder may hold what never reached the disk, so entries of an earlier boot are thrown away at the start.
 """
@@ -21,7 +21,7 @@ from typing import Final, Protocol
 from infra.telemetry import get_logger
 from sandbox.packages import unpack
 from schemas.errors import PackageCorrupt, PlatformError
-from schemas.package import CODE_BUCKET, package_object
+from schemas.package import CODE_BUCKET, PackageFacts, package_object
 
 log = get_logger("sandbox.codecache")
 
@@ -41,18 +41,22 @@ class PackageSource(Protocol):
 class _Entry:
     path: Path
     disk_bytes: int
+    unpacked_bytes: int
     holders: int = 0
 
 
 class CodeLease:
-    """The right to use an unpacked package; it stays on disk until `release`. `fetched` tells that it was not here before."""
+    """The right to use an unpacked package; it stays on disk until `release`.
 
-    __slots__ = ("_cache", "_sha256", "fetched", "path")
+    `fetched` tells that it was not here before; `unpacked_bytes` is the sum over its files.
+    """
 
-    def __init__(self, cache: CodeCache, sha256: str, path: Path, *, fetched: bool) -> None:
+    __slots__ = ("_cache", "_sha256", "fetched", "path", "unpacked_bytes")
+
+    def __init__(self, cache: CodeCache, sha256: str, entry: _Entry, *, fetched: bool) -> None:
         self._cache: CodeCache | None = cache
         self._sha256 = sha256
-        self.path = path
+        self.path, self.unpacked_bytes = entry.path, entry.unpacked_bytes
         self.fetched = fetched
 
     def release(self) -> None:
@@ -84,6 +88,11 @@ class CodeCache:
     def disk_bytes(self) -> int:
         """What the entries take on disk."""
         return sum(e.disk_bytes for e in self._entries.values())
+
+    @property
+    def leases(self) -> int:
+        """How many were not given back yet."""
+        return sum(e.holders for e in self._entries.values())
 
     async def start(self) -> None:
         """Take over what an earlier agent of this boot left; remove what is not whole."""
@@ -120,7 +129,7 @@ class CodeCache:
             if not self._wanted[sha256]:
                 del self._wanted[sha256]
         self._entries.move_to_end(sha256)
-        return CodeLease(self, sha256, entry.path, fetched=fetched)
+        return CodeLease(self, sha256, entry, fetched=fetched)
 
     def released(self, sha256: str) -> None:
         """Called by a lease."""
@@ -141,9 +150,9 @@ class CodeCache:
     async def _fetch(self, sha256: str) -> None:
         data = await self._download(sha256)
         try:
-            disk_bytes = await asyncio.to_thread(self._unpack, sha256, data)
+            facts = await asyncio.to_thread(self._unpack, sha256, data)
             async with self._renames:
-                entry = await asyncio.to_thread(self._publish, sha256, disk_bytes)
+                entry = await asyncio.to_thread(self._publish, sha256, facts)
         except OSError as exc:
             raise PlatformError(f"the code cache can't hold package {sha256[:12]}: {exc.strerror or exc}") from exc
         self._entries[sha256] = entry
@@ -161,19 +170,20 @@ class CodeCache:
         except PackageCorrupt:  # once more: it may have been damaged on the way
             return await self._source.get(self._bucket, key, sha256)
 
-    def _unpack(self, sha256: str, data: bytes) -> int:
+    def _unpack(self, sha256: str, data: bytes) -> PackageFacts:
         partial = self._folder / f".partial-{sha256}"
         shutil.rmtree(partial, ignore_errors=True)
-        facts = unpack(data, partial)
-        return facts.unpacked_bytes + _BLOCK * len(facts.entries)
+        return unpack(data, partial)
 
-    def _publish(self, sha256: str, disk_bytes: int) -> _Entry:
+    def _publish(self, sha256: str, facts: PackageFacts) -> _Entry:
         target = self._folder / sha256
+        entry = _Entry(target, facts.unpacked_bytes + _BLOCK * len(facts.entries), facts.unpacked_bytes)
         (self._folder / f".partial-{sha256}").rename(target)
         marker = self._folder / f".{sha256}.json"
-        marker.write_text(json.dumps({"disk_bytes": disk_bytes, "boot": self._boot}))
+        said = {"disk_bytes": entry.disk_bytes, "unpacked_bytes": entry.unpacked_bytes, "boot": self._boot}
+        marker.write_text(json.dumps(said))
         marker.rename(self._folder / f"{sha256}.json")
-        return _Entry(target, disk_bytes)
+        return entry
 
     def _evict_later(self) -> None:
         """For what could not go while it was held."""
@@ -226,7 +236,7 @@ class CodeCache:
             facts = json.loads(marker.read_text())
             folder = self._folder / marker.stem
             if facts["boot"] == self._boot and folder.is_dir():
-                return _Entry(folder, int(facts["disk_bytes"]))
+                return _Entry(folder, int(facts["disk_bytes"]), int(facts["unpacked_bytes"]))
         except (OSError, ValueError, KeyError, TypeError):
             log.warning("the code cache has an unreadable entry", entry=marker.name)
         return None

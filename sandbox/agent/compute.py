@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from sandbox.agent.bundle import Bundle, take_in
 from sandbox.agent.codecache import CodeCache
 from sandbox.agent.host import Host
 from sandbox.agent.nodes import Nodes
-from schemas.errors import BadPackage, ObjectNotFound, PackageCorrupt
 from schemas.ids import FunctionKey
 from schemas.records import StatusReason, StepCommand
 
@@ -17,7 +17,7 @@ class ComputeModule:
         self._host, self._nodes, self._cache = host, nodes, cache
 
     async def handle(self, step: StepCommand) -> tuple[StatusReason, ...]:
-        """`prepare`: the package is unpacked here and the tenant has a node. `release`: the function's workers here end, idle ones at once.
+        """`prepare`: the package and its layers are unpacked here and the tenant has a node. `release`: the function's workers here end, idle ones at once.
 
         Returns:
             Why the step failed, nothing when it is done.
@@ -30,13 +30,13 @@ class ComputeModule:
             return ()
         if step.operation != "prepare" or step.config is None:
             return (StatusReason("InvalidParameter", f"module compute can't do {step.operation!r} on this"),)
+        bundle = Bundle(self._cache)
         try:
-            lease = await self._cache.hold(step.config.code_sha256)
-        except (BadPackage, PackageCorrupt, ObjectNotFound) as exc:
-            return (StatusReason("ResourceNotFound.Code", f"the package can't be brought to a host: {exc}"),)
-        try:
+            reason = await take_in(bundle, step.config)
+            if reason is not None:
+                return (reason,)
             node = await self._nodes.hold(FunctionKey.parse(step.key).appid)
             node.release()
         finally:
-            lease.release()
+            bundle.release()
         return ()

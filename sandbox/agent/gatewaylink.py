@@ -161,6 +161,6 @@ class GatewayLink:
 
 def _spec(value: Any) -> Spec:
     try:
-        return Spec(**value)
-    except TypeError as exc:
+        return Spec(**{**value, "layers": tuple(map(str, value.get("layers", ())))})
+    except (TypeError, AttributeError) as exc:
         raise WireError(f"bad SPEC frame: {exc}") from exc

@@ -6,16 +6,20 @@ import asyncio
 import json
 from typing import Any, Final
 
-from sandbox.agent.codecache import CodeCache, CodeLease
+from sandbox.agent.bundle import Bundle
+from sandbox.agent.codecache import CodeCache
 from sandbox.agent.functionpool import Failure, FunctionPool
 from sandbox.agent.nodes import NodeLease, Nodes
 from sandbox.agent.worker import WorkerLink
+from sandbox.runner.rootfs import PYTHON_HOME
 from schemas.errors import BadPackage, PackageCorrupt, PenstockError
 from schemas.frames import Kind, Spec, json_frame
 from schemas.runstatus import RunStatus
 
 CODE_DIR: Final = "/var/user"
 """Where a worker finds the code (SCF.md 4.5: USER_CODE_ROOT)."""
+LAYERS_DIR: Final = "/opt"
+"""Where it finds what its layers hold, the later ones over the earlier."""
 FORK_TIMEOUT_S: Final = 30.0
 USER_FAILURE_S: Final = 1.0
 """How long a failed start of the user's code answers further calls, before it is tried again."""
@@ -55,13 +59,15 @@ class Starter:
         spec = pool.spec
         try:
             node = await self._nodes.hold(spec.appid)
+            code = Bundle(self._cache)
             try:
-                code = await self._cache.hold(spec.code_sha256)
+                await code.add(spec.code_sha256, *spec.layers)
             except BaseException:
+                code.release()
                 node.release()
                 raise
         except (BadPackage, PackageCorrupt) as exc:
-            raise StartFailed(RunStatus.USER_CODE, f"the code package can't be used: {exc}") from exc
+            raise StartFailed(RunStatus.USER_CODE, f"the code package or a layer can't be used: {exc}") from exc
         except (PenstockError, OSError) as exc:  # TimeoutError is an OSError
             raise StartFailed(RunStatus.INTERNAL, f"no worker can be started: {_words(exc)}") from exc
         worker = await self._fork(pool, node, code)
@@ -69,7 +75,7 @@ class Starter:
         await self._load(worker, spec)
         return worker
 
-    async def _fork(self, pool: FunctionPool, node: NodeLease, code: CodeLease) -> WorkerLink:
+    async def _fork(self, pool: FunctionPool, node: NodeLease, code: Bundle) -> WorkerLink:
         spec = pool.spec
 
         def release() -> None:
@@ -78,7 +84,12 @@ class Starter:
 
         try:
             async with asyncio.timeout(FORK_TIMEOUT_S):
-                started = await node.node.start_worker(spec, code.path, environment=environment_of(spec))
+                started = await node.node.start_worker(
+                    spec,
+                    code.path(spec.code_sha256),
+                    [code.path(sha256) for sha256 in spec.layers],
+                    environment=environment_of(spec),
+                )
         except (PenstockError, OSError) as exc:
             release()
             raise StartFailed(RunStatus.INTERNAL, f"no worker can be started: {_words(exc)}") from exc
@@ -138,12 +149,12 @@ def _refused(worker: WorkerLink, said: dict[str, Any]) -> StartFailed:
 def environment_of(spec: Spec) -> dict[str, str]:
     """What user code sees in os.environ: the user's variables and SCF's own (SCF.md 4.5), which win."""
     return {
-        "PATH": "/opt/python/bin:/usr/local/bin:/usr/bin:/bin",
+        "PATH": f"{PYTHON_HOME}/bin:/usr/local/bin:/usr/bin:/bin:{LAYERS_DIR}/bin",
         "HOME": "/tmp",  # noqa: S108 - inside the worker
         "LANG": "C.UTF-8",
         **spec.environment,
         "PWD": CODE_DIR,
-        "PYTHONPATH": CODE_DIR,
+        "PYTHONPATH": f"{CODE_DIR}:{LAYERS_DIR}:{LAYERS_DIR}/python" if spec.layers else CODE_DIR,
         "USER_CODE_ROOT": f"{CODE_DIR}/",
         "TENCENTCLOUD_RUNENV": "SCF",
         "TENCENTCLOUD_REGION": spec.region,

@@ -8,17 +8,21 @@ import os
 Reason = tuple[str, str]
 
 
-def check(handler: str, root: str) -> list[Reason]:
-    """Why `handler` (`file.function`) can't be called from the package at `root`: (code, sentence) pairs, none when it can."""
+def check(handler: str, search_path: list[str]) -> list[Reason]:
+    """Why `handler` (`file.function`) can't be called: (code, sentence) pairs, none when it can.
+
+    `search_path` has the package's folder, then those of its layers; the file of a handler in a folder must be in the package.
+    """
     path, _, name = handler.rpartition(".")
-    for candidate in (f"{path}.py", f"{path}/__init__.py"):
-        file = os.path.join(root, candidate)
-        if os.path.isfile(file):
-            return _look(file, candidate, name, handler)
-    folder, base = os.path.split(os.path.join(root, path))
-    if os.path.isdir(folder) and any(entry.startswith(base + ".") for entry in os.listdir(folder)):
-        return []  # a compiled module: only loading it can tell
-    there = ", ".join(sorted(os.listdir(root))[:8]) or "nothing"
+    for root in search_path[:1] if "/" in path else search_path:
+        for candidate in (f"{path}.py", f"{path}/__init__.py"):
+            file = os.path.join(root, candidate)
+            if os.path.isfile(file):
+                return _look(file, candidate, name, handler)
+        folder, base = os.path.split(os.path.join(root, path))
+        if os.path.isdir(folder) and any(entry.startswith(base + ".") for entry in os.listdir(folder)):
+            return []  # a compiled module: only loading it can tell
+    there = ", ".join(sorted(os.listdir(search_path[0]))[:8]) or "nothing"
     return [
         (
             "InvalidParameterValue.Handler",

@@ -7,12 +7,14 @@ import os
 
 from sandbox.runner import kernel
 
-PYTHON_HOME = "/opt/python"
+PYTHON_HOME = "/var/lang"
 """Where the interpreter stands inside when its own place is not below /usr (a home folder must not be listed)."""
-RUNNER_HOME = "/opt/penstock"
+RUNNER_HOME = "/var/penstock"
 """Where this package stands inside."""
 CODE_ROOT = "/var/code"
 USER_CODE = "/var/user"
+LAYERS = "/opt"
+"""Empty, or the layers of the function, bound there by each worker."""
 _FILES = {
     "etc/passwd": "root:x:0:0:root:/:/bin/false\nuser:x:1000:1000:user:/tmp:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
     "etc/group": "root:x:0:\nuser:x:1000:\nnogroup:x:65534:\n",

@@ -168,8 +168,8 @@ class HandlerMissing(Exception):
 class Worker:
     """One loaded function."""
 
-    def __init__(self, channel: Channel, code_dir: str, scratch: str) -> None:
-        self._channel, self._code_dir, self._scratch = channel, code_dir, scratch
+    def __init__(self, channel: Channel, search_path: list[str], scratch: str) -> None:
+        self._channel, self._search_path, self._scratch = channel, search_path, scratch
         self._streams = (LogStream(channel, 1), LogStream(channel, 2))
         self._handler: Callable[[Any, Any], Any] | None = None
         self._context: dict[str, Any] = {}
@@ -192,11 +192,13 @@ class Worker:
     def _enter(self, wanted: dict[str, Any]) -> None:
         os.environ.clear()
         os.environ.update(wanted["environment"])
-        os.environ.update({"USER_CODE_ROOT": self._code_dir + "/", "PWD": self._code_dir, "HOME": self._scratch})
+        code_dir = self._search_path[0]
+        os.environ.update({"USER_CODE_ROOT": code_dir + "/", "PWD": code_dir, "HOME": self._scratch})
+        os.environ["PYTHONPATH"] = os.pathsep.join(self._search_path)
         self._context = dict(wanted["context"])
-        os.chdir(self._code_dir)
-        sys.path.insert(0, self._code_dir)
-        sys.argv = [self._code_dir + "/bootstrap"]
+        os.chdir(code_dir)
+        sys.path[:0] = self._search_path
+        sys.argv = [code_dir + "/bootstrap"]
         for name in [n for n in sys.modules if n == "sandbox" or n.startswith("sandbox.")]:
             del sys.modules[name]  # a user's module of this name must be found
 
@@ -272,11 +274,14 @@ def _error(exc: BaseException, request_id: str) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
 
 
-def serve(sock: socket.socket, code_dir: str, scratch: str) -> None:
-    """The worker's life: LOAD, then RUN until the agent closes the socket. The package stands at `code_dir`; `scratch` is writable."""
+def serve(sock: socket.socket, search_path: list[str], scratch: str) -> None:
+    """The worker's life: LOAD, then RUN until the agent closes the socket.
+
+    Modules are looked for in `search_path`, of which the first is the package's folder; `scratch` is writable.
+    """
     random.seed()
     channel = Channel(sock)
-    worker = Worker(channel, code_dir, scratch)
+    worker = Worker(channel, search_path, scratch)
     kind, payload = channel.next()
     if kind != LOAD:
         os._exit(1)

@@ -152,16 +152,22 @@ def _be_worker(node: Node, fds: list[int]) -> NoReturn:
         wanted = _claim(sock)
         _confine(node, wanted)
         if wanted.get("check"):
-            reasons = codecheck.check(wanted["handler"], wanted["code_dir"])
+            reasons = codecheck.check(wanted["handler"], _search_path(wanted))
             sock.sendall(json.dumps(reasons).encode())
             os._exit(0)
-        worker.serve(sock, wanted["code_dir"], wanted.get("scratch", "/tmp"))  # noqa: S108 - its own mount
+        worker.serve(sock, _search_path(wanted), wanted.get("scratch", "/tmp"))  # noqa: S108 - its own mount
     except SystemExit as exc:
         _leave(exc.code)
     except BaseException as exc:  # nothing may climb into the zygote's loop
         os.write(2, f"penstock: worker ended: {type(exc).__name__}: {exc}\n".encode())
         os._exit(1)
     os._exit(0)
+
+
+def _search_path(wanted: dict[str, Any]) -> list[str]:
+    """Where modules are looked for: the function's own before those of its layers, which may stand in a folder `python` too."""
+    own, layers = str(wanted["code_dir"]), str(wanted["layers_dir"])
+    return [own, layers, f"{layers}/python"] if layers else [own]
 
 
 def _claim(sock: socket.socket) -> dict[str, Any]:
@@ -201,13 +207,13 @@ def _descriptors(fds: list[int]) -> socket.socket:
 
 def _confine(node: Node, wanted: dict[str, Any]) -> None:
     """All layers, outermost first; after this nothing can be regained."""
-    own = str(wanted["code_dir"])
     if node.mode != "bare":
         quiet = kernel.MS_NOSUID | kernel.MS_NODEV
         kernel.mount("tmpfs", "/tmp", "tmpfs", quiet, f"size={node.tmp_mib}m,mode=1777")  # noqa: S108
         kernel.mount("tmpfs", "/dev/shm", "tmpfs", quiet | kernel.MS_NOEXEC, "size=64m,mode=1777")  # noqa: S108
         kernel.mount("proc", "/proc", "proc", quiet | kernel.MS_NOEXEC)
-        kernel.bind(wanted["bound"], rootfs.USER_CODE)
+        for source, target in wanted["bound"]:
+            kernel.bind(source, target)
         kernel.mount("tmpfs", rootfs.CODE_ROOT, "tmpfs", quiet | kernel.MS_RDONLY, _HIDE_CODE)
     _limits(node, wanted)
     kernel.drop_bounding_set()
@@ -219,7 +225,8 @@ def _confine(node: Node, wanted: dict[str, Any]) -> None:
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     if node.mode == "bare":
         scratch = str(wanted["scratch"])
-        readable = ["/usr", "/bin", "/lib", "/lib64", "/etc", "/dev", "/proc", "/sys/fs/cgroup", node.prefix, own]
+        readable = ["/usr", "/bin", "/lib", "/lib64", "/etc", "/dev", "/proc", "/sys/fs/cgroup", node.prefix]
+        readable += [wanted["code_dir"], *([wanted["layers_dir"]] if wanted["layers_dir"] else [])]
         kernel.landlock(readable, [scratch, "/dev/null"], network=False)
     else:
         kernel.landlock(["/"], ["/tmp", "/dev/shm", "/dev/null", "/dev/zero", "/dev/full"], network=True)  # noqa: S108

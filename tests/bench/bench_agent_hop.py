@@ -195,7 +195,7 @@ def floor(count: int, in_flight: int) -> dict[str, float]:
         pid = os.fork()
         if pid == 0:
             ours.close()
-            runner.serve(theirs, folder, folder)
+            runner.serve(theirs, [folder], folder)
         theirs.close()
         wanted = {"environment": {}, "context": {}, "code_dir": folder, "handler": "index.main_handler"}
         ours.sendall(json_frame(Kind.LOAD, 0, wanted))

@@ -30,6 +30,7 @@ async def agent(tmp_path: Path) -> AsyncIterator[FakeAgent]:
     await made.host.close(0)
     assert made.driver.live == []
     assert all(w.closed for w in made.driver.workers), "a worker's descriptors were kept"
+    assert made.cache.leases == 0
 
 
 def echo_at_once(agent: FakeAgent) -> None:

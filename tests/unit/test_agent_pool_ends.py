@@ -31,6 +31,7 @@ async def agent(tmp_path: Path) -> AsyncIterator[FakeAgent]:
     await made.host.close(0)
     assert made.driver.live == []
     assert all(w.closed for w in made.driver.workers), "a worker's descriptors were kept"
+    assert made.cache.leases == 0
 
 
 def echo_at_once(agent: FakeAgent) -> None:
@@ -293,17 +294,18 @@ async def test_code_that_loads_for_too_long_is_450(agent: FakeAgent) -> None:
     ("failure", "status"),
     [(StoreUnavailable("down"), 500), (BadPackage("'../x' leads out"), 443), (WorkerStartFailed("no fork"), 500)],
 )
-async def test_what_keeps_a_worker_from_starting_blames_the_right_side(
-    agent: FakeAgent, failure: Exception, status: int
+@pytest.mark.parametrize("layers", [(), ("cd" * 32, "ef" * 32, "cd" * 32)])
+async def test_what_keeps_a_worker_from_starting_blames_the_right_side_and_leaves_nothing_held(
+    agent: FakeAgent, failure: Exception, status: int, layers: tuple[str, ...]
 ) -> None:
     errors = agent.driver.fork_errors if isinstance(failure, WorkerStartFailed) else agent.store.errors
     errors.append(failure)
     gateway = agent.gateway()
-    corr = gateway.invoke()
+    corr = gateway.invoke(spec=dataclasses.replace(SPEC, layers=layers))
     await until(lambda: corr in gateway.results)
     assert gateway.results[corr].status == status
     assert str(failure) in error(gateway.results[corr].body)[1]
-    assert agent.host.facts()["used_mib"] == 0
+    assert (agent.host.facts()["used_mib"], agent.cache.leases) == (0, 0)
 
 
 async def test_a_node_that_died_is_made_again(agent: FakeAgent) -> None:

@@ -121,7 +121,7 @@ REFUSED = [
     ({"CodeSource": "Git"}, "UnsupportedOperation"),
     ({"CodeSource": "Cos"}, "InvalidParameterValue.CodeSource"),
     ({"VpcConfig": {"VpcId": "v", "SubnetId": "s"}}, "UnsupportedOperation"),
-    ({"Layers": [{"LayerName": "l", "LayerVersion": 1}]}, "UnsupportedOperation"),
+    ({"Layers": [{"LayerName": "l", "LayerVersion": 1}]}, "ResourceNotFound.Layer"),
     ({"CfsConfig": {"CfsInsList": [{"CfsId": "x"}]}}, "UnsupportedOperation"),
     ({"PublicNetConfig": {"PublicNetStatus": "ENABLE", "EipConfig": {"EipStatus": "ENABLE"}}}, "UnsupportedOperation"),
     ({"PublicNetConfig": "x"}, "UnsupportedOperation"),
