@@ -75,11 +75,12 @@ class Dispatcher:
         if isinstance(spec, tuple):
             done(failure(*spec, request_id))
             return
-        count = self._counts.enter(function)
+        memory_mib = spec.memory_mib
+        count = self._counts.enter(function, memory_mib)
         if count is None:
-            done(failure(RunStatus.CONCURRENCY, "the account's concurrency limit is reached", request_id))
+            done(failure(RunStatus.CONCURRENCY, self._counts.why(function, memory_mib), request_id))
             return
-        self._send(Call(spec, flow, request_id, event, attempt, flags, self._counted(function, count, done)))
+        self._send(Call(spec, flow, request_id, event, attempt, flags, self._counted(count, memory_mib, done)))
 
     async def invoke(
         self, function: FunctionKey, qualifier: str, event: bytes, *, flags: int = 0, timeout_s: float
@@ -115,9 +116,9 @@ class Dispatcher:
             _, call = self._held.popleft()
             call.done(failure(RunStatus.NO_RESOURCES, "no host agent is connected", call.request_id))
 
-    def _counted(self, function: FunctionKey, count: FunctionCount, done: Done) -> Callable[[Result], None]:
+    def _counted(self, count: FunctionCount, memory_mib: int, done: Done) -> Callable[[Result], None]:
         def finish(result: Result) -> None:
-            self._counts.leave(function, count, result)
+            self._counts.leave(count, memory_mib, result)
             done(result)
 
         return finish

@@ -33,6 +33,7 @@ from ingest.api.ports import Owner
 from ingest.api.registry import Registry
 from ingest.api.server import ApiServer
 from ingest.api.services import Services
+from ingest.api.upkeep import LimitUpkeep
 from ingest.deadletter import DeadIndex, DeadLetterSink
 from ingest.triggers import TriggerManager
 from router.agents import AgentPool
@@ -46,11 +47,12 @@ from schemas.records import Member
 
 WINDOW_MS = 250
 HEARTBEAT_S = 2.0
+SWEEP_S = 30.0
 STREAMS_STALE_MS = 10_000
 _TABLES = (
     topics.FUNCTIONS, topics.TRIGGERS, topics.MEMBERS, topics.ACTIVITY, topics.LANES, topics.OUTCOMES,
     topics.NAMESPACES, topics.KEYS, topics.REQUESTS, topics.VERSIONS, topics.ALIASES,
-    topics.LAYERS,
+    topics.LAYERS, topics.LIMITS, topics.PROVISIONS,
 )  # fmt: skip
 
 
@@ -90,6 +92,10 @@ class Gateway:
             resolver = Resolver(functions, region=settings.region, versions=versions, aliases=aliases)
             dispatcher = Dispatcher(resolver, self._counts, self._agents)
             self._dispatcher = dispatcher
+            limits = view(topics.LIMITS)
+            limits.subscribe(self._counts.limit_changed)
+            for key, limit in list(limits.items().items()):
+                self._counts.limit_changed(key, limit)
             members = view(topics.MEMBERS)
             members.subscribe(self._agents.member_changed)
             for key, member in list(members.items().items()):
@@ -134,6 +140,8 @@ class Gateway:
                 namespaces=Registry(view(topics.NAMESPACES), clock.mono_s),
                 keys=keys,
                 layers=Registry(view(topics.LAYERS), clock.mono_s),
+                limits=Registry(limits, clock.mono_s),
+                provisions=Registry(view(topics.PROVISIONS), clock.mono_s),
                 versions=versions,
                 aliases=aliases,
                 owner=Owner(own.secret_id, own.appid, own.uin, int(made_s * 1_000)),
@@ -153,6 +161,10 @@ class Gateway:
                 region=settings.region,
                 bootstrap_servers=cluster.bootstrap_servers,
             )
+            upkeep = LimitUpkeep(
+                view(topics.FUNCTIONS), view(topics.VERSIONS), view(topics.NAMESPACES), limits, view(topics.PROVISIONS),
+                services.commands, background, clock,
+            )  # fmt: skip
             server = ApiServer(
                 Api(
                     services,
@@ -189,6 +201,7 @@ class Gateway:
                         ).run()
                     )
                 group.create_task(every(0.2, self._tick))
+                group.create_task(every(SWEEP_S, upkeep.sweep))
                 group.create_task(every(WINDOW_MS / 1000, self._report))
                 group.create_task(every(HEARTBEAT_S, self._heartbeat))
 

@@ -10,6 +10,7 @@ from ingest.api import (
     account,
     activity,
     aliases,
+    concurrency,
     function_requests,
     functions,
     invoke,
@@ -85,6 +86,10 @@ ACTIONS: Final[dict[str, Action[Any]]] = {
     "ListLayerVersions": _action(layers.ListLayerVersions, layers.list_layer_versions),
     "ListLayers": _action(layers.ListLayers, layers.list_layers),
     "DeleteLayerVersion": _action(layers.LayerVersion, layers.delete_layer_version),
+    "PutReservedConcurrencyConfig": _action(concurrency.PutReserved, concurrency.put_reserved),
+    "GetReservedConcurrencyConfig": _action(concurrency.OneFunction, concurrency.get_reserved),
+    "DeleteReservedConcurrencyConfig": _action(concurrency.OneFunction, concurrency.delete_reserved),
+    "PutTotalConcurrencyConfig": _action(concurrency.PutTotal, concurrency.put_total),
     "GetAccount": _action(NoFields, account.get_account),
     # Penstock's own; docs/api.md describes them.
     "GetFunctionLogLines": _action(logs.GetFunctionLogLines, logs.get_function_log_lines),

@@ -10,7 +10,6 @@ from schemas.errors import BadRequest
 _ASYNC: Final = "asynchronous invocation (InvocationType Event) is not built yet"
 _DOMAINS: Final = "functions are reached by the bridge's own address, and custom domains are not built"
 _PROVISIONED: Final = "workers are kept warm by forecast; fixed numbers of them can't be set yet"
-_RESERVED: Final = "a function's or tenant's share of the concurrency can't be set yet"
 
 UNBUILT: Final[Mapping[str, str]] = {
     "CreateCustomDomain": _DOMAINS,
@@ -21,10 +20,6 @@ UNBUILT: Final[Mapping[str, str]] = {
     "PutProvisionedConcurrencyConfig": _PROVISIONED,
     "GetProvisionedConcurrencyConfig": _PROVISIONED,
     "DeleteProvisionedConcurrencyConfig": _PROVISIONED,
-    "PutReservedConcurrencyConfig": _RESERVED,
-    "GetReservedConcurrencyConfig": _RESERVED,
-    "DeleteReservedConcurrencyConfig": _RESERVED,
-    "PutTotalConcurrencyConfig": _RESERVED,
     "GetAsyncEventStatus": _ASYNC,
     "ListAsyncEvents": _ASYNC,
     "TerminateAsyncEvent": _ASYNC,

@@ -25,10 +25,11 @@ from schemas.runstatus import RunStatus
 
 KEY = b"k" * 32
 FUNCTION = FunctionKey("1250000000", "default", "echo")
+MEMORY_MIB = 128
 
 
 def record(status: str = "Active", *, serving: bool = True) -> FunctionRecord:
-    config = FunctionConfig("$LATEST", "ab" * 32, 10, "index.main_handler", "Python3.10", 128, 3, 65)
+    config = FunctionConfig("$LATEST", "ab" * 32, 10, "index.main_handler", "Python3.10", MEMORY_MIB, 3, 65)
     return FunctionRecord(
         1,
         FUNCTION.appid,
@@ -78,7 +79,7 @@ async def fabric(
     agent = Agent()
     server = Server(f"unix:@penstock-test-{os.getpid()}-{id(agent)}", KEY, {"kind": "agent"}, agent.open)
     server.start()
-    counts = Counts(tenant_limit=limit)
+    counts = Counts(quota_mib=limit * MEMORY_MIB)
     pool = AgentPool(KEY, {"kind": "gateway"}, lambda: dispatcher.agents_changed())  # noqa: PLW0108 - made below
     dispatcher = Dispatcher(Resolver(records, region="ap-guangzhou"), counts, pool)
     running = asyncio.get_running_loop().create_task(pool.run())

@@ -1,0 +1,117 @@
+"""Limits of concurrency on a real fabric: what is reserved is never exceeded, 0 blocks, and a topic's records wait."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.fabric import Fabric, running_fabric, until
+from tests.integration.test_cloud_api import Sdk, zip_of
+
+pytestmark = [pytest.mark.kafka, pytest.mark.jail, pytest.mark.timeout(150)]
+
+SLOW = """
+import json, time
+
+def main_handler(event, context):
+    began = time.monotonic()
+    time.sleep(0.5)
+    said = {"began": began, "ended": time.monotonic()}
+    if "Records" in event:
+        print(json.dumps(said), flush=True)
+    return said
+"""
+PUT = "PutReservedConcurrencyConfig"
+
+
+@pytest.fixture(scope="module")
+def fabric(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fabric]:
+    with running_fabric(tmp_path_factory.mktemp("concurrency") / "data") as running:
+        yield running
+
+
+@pytest.fixture
+def client(fabric: Fabric) -> Sdk:
+    return Sdk(fabric, "POST")
+
+
+def create(client: Sdk, name: str) -> dict[str, str]:
+    client.call(
+        "CreateFunction", FunctionName=name, Handler="index.main_handler", Runtime="Python3.10",
+        Code={"ZipFile": zip_of("x", code=SLOW)}, Timeout=10,
+    )  # fmt: skip
+    assert client.settled(name)["Status"] == "Active"
+    return {"FunctionName": name}
+
+
+def at_once(runs: list[dict[str, float]]) -> int:
+    """The most that ran at one moment."""
+    return max(sum(other["began"] <= run["began"] < other["ended"] for other in runs) for run in runs)
+
+
+def invoked(fabric: Fabric, name: str, times: int, **more: Any) -> list[dict[str, Any]]:
+    """Results of so many invocations that were sent at once, each by a connection of its own."""
+    clients = [Sdk(fabric, "POST") for _ in range(times)]
+    with ThreadPoolExecutor(times) as threads:
+        return list(threads.map(lambda client: client.invoke(name, {}, **more), clients))
+
+
+def test_no_more_run_at_once_than_are_reserved_and_the_others_get_432(fabric: Fabric, client: Sdk) -> None:
+    one = create(client, "two-workers")
+    client.call(PUT, **one, ReservedConcurrencyMem=256)
+    assert client.call("GetReservedConcurrencyConfig", **one)["ReservedMem"] == 256
+    answers = invoked(fabric, "two-workers", 10)
+    ran = [json.loads(a["RetMsg"]) for a in answers if a["InvokeResult"] == 0]
+    refused = [a for a in answers if a["InvokeResult"] != 0]
+    assert len(ran) >= 2
+    assert at_once(ran) <= 2
+    assert {a["InvokeResult"] for a in refused} == {432}, refused
+    assert all("256 of 256 MB" in a["ErrMsg"] for a in refused)
+    client.call("DeleteReservedConcurrencyConfig", **one)
+    answers = invoked(fabric, "two-workers", 6)
+    assert [a["InvokeResult"] for a in answers] == [0] * 6
+
+
+def test_nothing_reserved_blocks_the_function_until_the_reservation_is_deleted(client: Sdk) -> None:
+    one = create(client, "blocked")
+    client.call(PUT, **one, ReservedConcurrencyMem=0)
+    assert client.invoke("blocked", {})["InvokeResult"] == 432
+    client.call("DeleteReservedConcurrencyConfig", **one)
+    assert client.invoke("blocked", {})["InvokeResult"] == 0
+
+
+def test_a_topics_records_wait_for_what_is_reserved_and_none_is_given_up(fabric: Fabric, client: Sdk) -> None:
+    one, topic = create(client, "waiting"), fabric.make_topic("waiting")
+    client.call(PUT, **one, ReservedConcurrencyMem=256)
+    fabric.ok(
+        "trigger", "create", "waiting", "--type", "ckafka", "--topic", topic, "--from", "earliest",
+        "--concurrency", "16", "--retries", "0",
+    )  # fmt: skip
+    fabric.produce(topic, ((b"%d" % n, b"%d" % n, 0) for n in range(12)))
+    until(lambda: fabric.lag("waiting") == 0, within_s=30, what="12 records finished", every_s=0.2)
+    ran = fabric.wait_said("waiting", 12)
+    assert len(ran) == 12
+    assert at_once(ran) == 2
+    assert [p["dead"] for p in fabric.partitions("waiting")] == [0]
+
+
+def test_a_reservation_goes_with_its_function(fabric: Fabric, client: Sdk) -> None:
+    one = create(client, "gone")
+    client.call(PUT, **one, ReservedConcurrencyMem=0)
+    client.call("DeleteFunction", **one)
+
+    def is_gone() -> bool:
+        return "gone" not in [f["FunctionName"] for f in client.call("ListFunctions")["Functions"]]
+
+    until(is_gone, within_s=10, what="the function is gone")
+    create(client, "gone")
+
+    def free() -> bool:
+        return bool(client.call("GetReservedConcurrencyConfig", **one)["ReservedMem"] is None)
+
+    until(free, within_s=5, what="its reservation is gone too")
+    assert client.invoke("gone", {})["InvokeResult"] == 0
