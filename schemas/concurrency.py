@@ -54,6 +54,25 @@ class ProvisionRecord:
     command_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class ProvisionStatus:
+    """What one host agent has of a provision; key `agent/appid/namespace/function/version` in topic penstock.fabric.provisions.v1 (tombstone
+    when nothing is to be kept any more).
+
+    `term` is the agent's, `applied` that of the provision it follows. `ready` of its `share` workers can be given calls. `reason` says why the
+    others can't; `failed` that they will not by waiting alone.
+    """
+
+    agent: str
+    term: int
+    applied: int
+    share: int
+    ready: int
+    reason: str
+    failed: bool
+    unix_ms: int
+
+
 def limit_key(appid: str, namespace: str, function: str) -> str:
     """Key of a limit; `function` may be `TOTAL`."""
     return f"{appid}/{namespace}/{function}"

@@ -66,6 +66,7 @@ STEP_TOPICS: Final = {
 }  # fmt: skip
 """Where the steps of each sub-resource module go."""
 MEMBERS: Final = "penstock.fabric.members.v1"
+PROVISION_STATUS: Final = "penstock.fabric.provisions.v1"
 INVOCATIONS: Final = "penstock.telemetry.invocations.v1"
 ACTIVITY: Final = "penstock.telemetry.functions.v1"
 LANES: Final = "penstock.lanes.status.v1"
@@ -95,6 +96,7 @@ TOPICS: Final[tuple[TopicSpec, ...]] = (
     TopicSpec(STEPS_ROUTE, records.StepCommand, _C, False, 24 * HOUR_MS, "streams", "steps for the route module"),
     TopicSpec(STEP_RESULTS, records.StepResult, _C, False, 24 * HOUR_MS, "modules", "answers of the modules"),
     TopicSpec(MEMBERS, records.Member, 1, True, None, "every process", "who is alive, and where"),
+    TopicSpec(PROVISION_STATUS, concurrency.ProvisionStatus, 1, True, None, "agent", "workers that are ready"),
     TopicSpec(
         INVOCATIONS, records.InvocationWindow, _C, False, HOUR_MS, "gateway", "what ran, per function and window"
     ),

@@ -23,7 +23,7 @@ from ingest.api.registry import Registry
 from ingest.api.server import ApiServer
 from ingest.api.services import Services
 from ingest.api.upkeep import LimitUpkeep
-from schemas.concurrency import LimitRecord, ProvisionRecord
+from schemas.concurrency import LimitRecord, ProvisionRecord, ProvisionStatus
 from schemas.errors import BadPackage, BrokerUnavailable, ObjectNotFound
 from schemas.frames import WANT_LOG_TAIL, Flow, Result
 from schemas.ids import FunctionKey, TriggerKey
@@ -419,6 +419,7 @@ class FakeFabric:
         self.triggers: FakeView[TriggerRecord] = FakeView()
         self.activity: FakeView[FunctionActivity] = FakeView()
         self.members: FakeView[Member] = FakeView()
+        self.kept: FakeView[ProvisionStatus] = FakeView()
         self.streams = FakeStreams(self.functions, self.triggers, delay_s)
         self.store = FakeStore()
         self.invoker = FakeInvoker()
@@ -453,6 +454,7 @@ class FakeFabric:
             workflows=self.workflows,
             activity=self.activity,
             members=self.members,
+            kept=self.kept,
             background=self.background,
             clock=self.clock,
             region="ap-guangzhou",

@@ -52,7 +52,7 @@ STREAMS_STALE_MS = 10_000
 _TABLES = (
     topics.FUNCTIONS, topics.TRIGGERS, topics.MEMBERS, topics.ACTIVITY, topics.LANES, topics.OUTCOMES,
     topics.NAMESPACES, topics.KEYS, topics.REQUESTS, topics.VERSIONS, topics.ALIASES,
-    topics.LAYERS, topics.LIMITS, topics.PROVISIONS,
+    topics.LAYERS, topics.LIMITS, topics.PROVISIONS, topics.PROVISION_STATUS,
 )  # fmt: skip
 
 
@@ -156,6 +156,7 @@ class Gateway:
                 workflows=KafkaWorkflows(admin, scanner),
                 activity=view(topics.ACTIVITY),
                 members=members,
+                kept=view(topics.PROVISION_STATUS),
                 background=background,
                 clock=clock,
                 region=settings.region,

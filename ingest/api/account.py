@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ingest.api.concurrency import all_reserved_mib, total_mib
+from ingest.api.concurrency import all_provisioned_mib, all_reserved_mib, total_mib
 from ingest.api.fields import NoFields
 from ingest.api.namespaces import namespaces_of
 from ingest.api.services import Call, Services
@@ -40,7 +40,7 @@ async def get_account(services: Services, call: Call, request: NoFields) -> Mapp
                 "FunctionsCount": len(names),
                 "TotalConcurrencyMem": total,
                 "TotalAllocatedConcurrencyMem": all_reserved_mib(services, appid, namespace.name),
-                "TotalAllocatedProvisionedMem": 0,
+                "TotalAllocatedProvisionedMem": all_provisioned_mib(services, appid, namespace.name),
             }
         )
         limits.append(

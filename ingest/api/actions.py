@@ -18,6 +18,7 @@ from ingest.api import (
     layers,
     logs,
     namespaces,
+    provisioned,
     run_logs,
     sources,
     triggers,
@@ -90,6 +91,9 @@ ACTIONS: Final[dict[str, Action[Any]]] = {
     "GetReservedConcurrencyConfig": _action(concurrency.OneFunction, concurrency.get_reserved),
     "DeleteReservedConcurrencyConfig": _action(concurrency.OneFunction, concurrency.delete_reserved),
     "PutTotalConcurrencyConfig": _action(concurrency.PutTotal, concurrency.put_total),
+    "PutProvisionedConcurrencyConfig": _action(provisioned.PutProvisioned, provisioned.put_provisioned),
+    "GetProvisionedConcurrencyConfig": _action(provisioned.GetProvisioned, provisioned.get_provisioned),
+    "DeleteProvisionedConcurrencyConfig": _action(provisioned.DeleteProvisioned, provisioned.delete_provisioned),
     "GetAccount": _action(NoFields, account.get_account),
     # Penstock's own; docs/api.md describes them.
     "GetFunctionLogLines": _action(logs.GetFunctionLogLines, logs.get_function_log_lines),

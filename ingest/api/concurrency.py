@@ -132,3 +132,30 @@ def all_reserved_mib(services: Services, appid: str, namespace: str) -> int:
     """Sum of what is reserved in a namespace."""
     rows = services.limits.within(f"{appid}/{namespace}")
     return sum(row.memory_mib for row in rows if row.function != TOTAL)
+
+
+def shared_mib(services: Services, appid: str, namespace: str) -> int:
+    """What functions of a namespace without a reservation may use together."""
+    return total_mib(services, appid, namespace) - all_reserved_mib(services, appid, namespace)
+
+
+def all_provisioned_mib(services: Services, appid: str, namespace: str, *, unreserved_only: bool = False) -> int:
+    """Memory of all provisioned workers in a namespace, or of those of functions without a reservation."""
+    return sum(
+        provisioned_mib(services.provisions.within(scope))
+        for scope in services.provisions.scopes(f"{appid}/{namespace}/")
+        if not unreserved_only or services.limits.get(scope) is None
+    )
+
+
+def taken_mib(services: Services, appid: str, namespace: str | None = None) -> int:
+    """What is reserved, or provisioned without a reservation, in a namespace or in all of a tenant's; as streams counts it."""
+    names = {namespace}
+    if namespace is None:
+        scopes = (*services.limits.scopes(f"{appid}/"), *services.provisions.scopes(f"{appid}/"))
+        names = {scope.split("/")[1] for scope in scopes}
+    return sum(
+        all_reserved_mib(services, appid, name) + all_provisioned_mib(services, appid, name, unreserved_only=True)
+        for name in names
+        if name is not None
+    )

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from schemas.concurrency import ProvisionStatus
 from schemas.frames import Flow, Result
 from schemas.ids import FunctionKey, TriggerKey
 from schemas.records import (
@@ -109,6 +110,7 @@ NamespacesView = View[NamespaceRecord]
 KeysView = View[KeyRecord]
 ActivityView = View[FunctionActivity]
 MembersView = View[Member]
+ProvisionStatusView = View[ProvisionStatus]
 
 
 class Ticket(Protocol):

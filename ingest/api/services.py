@@ -22,6 +22,7 @@ from ingest.api.ports import (
     LogReader,
     MembersView,
     Owner,
+    ProvisionStatusView,
     Seal,
     SourceAdmin,
     Ticket,
@@ -79,6 +80,7 @@ class Services:
     workflows: WorkflowLog
     activity: ActivityView
     members: MembersView
+    kept: ProvisionStatusView
     background: Background
     clock: Clock
     region: str

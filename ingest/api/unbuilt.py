@@ -9,7 +9,6 @@ from schemas.errors import BadRequest
 
 _ASYNC: Final = "asynchronous invocation (InvocationType Event) is not built yet"
 _DOMAINS: Final = "functions are reached by the bridge's own address, and custom domains are not built"
-_PROVISIONED: Final = "workers are kept warm by forecast; fixed numbers of them can't be set yet"
 
 UNBUILT: Final[Mapping[str, str]] = {
     "CreateCustomDomain": _DOMAINS,
@@ -17,9 +16,6 @@ UNBUILT: Final[Mapping[str, str]] = {
     "ListCustomDomains": _DOMAINS,
     "UpdateCustomDomain": _DOMAINS,
     "DeleteCustomDomain": _DOMAINS,
-    "PutProvisionedConcurrencyConfig": _PROVISIONED,
-    "GetProvisionedConcurrencyConfig": _PROVISIONED,
-    "DeleteProvisionedConcurrencyConfig": _PROVISIONED,
     "GetAsyncEventStatus": _ASYNC,
     "ListAsyncEvents": _ASYNC,
     "TerminateAsyncEvent": _ASYNC,

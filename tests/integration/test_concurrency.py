@@ -1,14 +1,17 @@
-"""Limits of concurrency on a real fabric: what is reserved is never exceeded, 0 blocks, and a topic's records wait."""
+"""Limits of concurrency on a real fabric: what is reserved is never exceeded, 0 blocks, a topic's records wait, and workers are kept ready."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from infra.app.client import Client
+from infra.credentials import Credentials
 from tests.fabric import Fabric, running_fabric, until
 from tests.integration.test_cloud_api import Sdk, zip_of
 
@@ -25,6 +28,9 @@ def main_handler(event, context):
         print(json.dumps(said), flush=True)
     return said
 """
+SLOW_TO_LOAD = SLOW.replace("def main", "LOADED = time.monotonic()\ntime.sleep(1)\n\ndef main").replace(
+    "said = {", 'said = {"loaded": LOADED, '
+)
 PUT = "PutReservedConcurrencyConfig"
 
 
@@ -39,10 +45,10 @@ def client(fabric: Fabric) -> Sdk:
     return Sdk(fabric, "POST")
 
 
-def create(client: Sdk, name: str) -> dict[str, str]:
+def create(client: Sdk, name: str, code: str = SLOW) -> dict[str, str]:
     client.call(
         "CreateFunction", FunctionName=name, Handler="index.main_handler", Runtime="Python3.10",
-        Code={"ZipFile": zip_of("x", code=SLOW)}, Timeout=10,
+        Code={"ZipFile": zip_of("x", code=code)}, Timeout=10,
     )  # fmt: skip
     assert client.settled(name)["Status"] == "Active"
     return {"FunctionName": name}
@@ -115,3 +121,60 @@ def test_a_reservation_goes_with_its_function(fabric: Fabric, client: Sdk) -> No
 
     until(free, within_s=5, what="its reservation is gone too")
     assert client.invoke("gone", {})["InvokeResult"] == 0
+
+
+def provision(client: Sdk, one: dict[str, str]) -> dict[str, Any]:
+    [row] = client.call("GetProvisionedConcurrencyConfig", **one)["Allocated"]
+    return dict(row)
+
+
+def activity(fabric: Fabric, name: str) -> dict[str, Any]:
+    """What streams counts of a function."""
+    keys = Credentials(**json.loads((fabric.data_dir / "credentials.json").read_text()))
+    rows = Client(str(fabric.status()["endpoints"]["api"]), keys).call("GetActivity", {})["Functions"]
+    return next((row for row in rows if row["Key"].endswith(f"/{name}")), {})
+
+
+def test_provisioned_workers_are_ready_before_they_are_called_and_stay(fabric: Fabric, client: Sdk) -> None:
+    one = create(client, "provisioned", SLOW_TO_LOAD)
+    assert client.call("PublishVersion", **one)["FunctionVersion"] == "1"
+    client.call("PutProvisionedConcurrencyConfig", **one, Qualifier="1", VersionProvisionedConcurrencyNum=2)
+    assert provision(client, one)["Status"] == "InProgress", "they take a second to load"
+    until(lambda: provision(client, one)["Status"] == "Done", within_s=20, what="two workers are ready")
+    assert provision(client, one)["AvailableProvisionedConcurrencyNum"] == 2
+    done_s = time.monotonic()
+    runs = [json.loads(a["RetMsg"]) for a in invoked(fabric, "provisioned", 2, Qualifier="1")]
+    assert len({run["loaded"] for run in runs}) == 2, "each in a worker of its own"
+    assert all(run["loaded"] < done_s for run in runs), "loaded before it was called"
+    until(lambda: activity(fabric, "provisioned").get("Completed") == 2, within_s=10, what="both are counted")
+    assert activity(fabric, "provisioned")["Cold"] == [2, 0, 0, 0, 0, 0]
+    assert (
+        client.call("ListFunctions", SearchKey="provisioned")["Functions"][0]["TotalProvisionedConcurrencyMem"] == 256
+    )
+    fabric.wait_back("agent", fabric.kill("agent"))
+    until(lambda: provision(client, one)["Status"] == "Done", within_s=20, what="they are back after the agent died")
+    again = [json.loads(a["RetMsg"]) for a in invoked(fabric, "provisioned", 2, Qualifier="1")]
+    assert len({run["loaded"] for run in (*runs, *again)}) == 4
+    until(lambda: activity(fabric, "provisioned").get("Completed") == 4, within_s=10, what="all are counted")
+    assert activity(fabric, "provisioned")["Cold"] == [4, 0, 0, 0, 0, 0]
+    client.call("DeleteProvisionedConcurrencyConfig", **one, Qualifier="1")
+    assert client.call("GetProvisionedConcurrencyConfig", **one)["Allocated"] == []
+
+
+def test_a_version_that_can_not_start_is_failed_with_the_reason(client: Sdk) -> None:
+    one = create(
+        client,
+        "unloadable",
+        "import os\n\nif os.getpid():\n    raise OSError('no such table')\n\ndef main_handler(e, c): ...",
+    )
+    client.call("PublishVersion", **one)
+    client.call("PutProvisionedConcurrencyConfig", **one, Qualifier="1", VersionProvisionedConcurrencyNum=1)
+    until(lambda: provision(client, one)["Status"] == "Failed", within_s=20, what="it failed")
+    assert "no such table" in provision(client, one)["StatusReason"]
+    client.call("DeleteFunction", **one)
+
+
+def test_what_is_not_built_of_provisions_is_refused_by_name(client: Sdk) -> None:
+    fields = {"FunctionName": "x1", "Qualifier": "1", "VersionProvisionedConcurrencyNum": 1}
+    actions = [{"TriggerName": "t", "TriggerProvisionedConcurrencyNum": 1, "TriggerCronConfig": "0 0 0 * * * *"}]
+    assert client.code("PutProvisionedConcurrencyConfig", **fields, TriggerActions=actions) == "UnsupportedOperation"

@@ -1,17 +1,22 @@
-"""Limits of concurrency by the cloud API: what each action accepts, refuses and shows, one claim a test."""
+"""Limits of concurrency and provisioned workers by the cloud API: what each action accepts, refuses and shows, one claim a test."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from ingest.api import services as services_module
+from schemas.concurrency import ProvisionStatus
+from schemas.records import Member
 from tests.api_fakes import APPID, FakeFabric, creation
 from tests.unit.test_api_versions import HELLO, ask, code, settle
 
 PUT, GET, DELETE = (f"{verb}ReservedConcurrencyConfig" for verb in ("Put", "Get", "Delete"))
+PROVISION, PROVISIONED, UNPROVISION = (f"{verb}ProvisionedConcurrencyConfig" for verb in ("Put", "Get", "Delete"))
+V1 = {**HELLO, "Qualifier": "1"}
 TOTAL = "PutTotalConcurrencyConfig"
 
 
@@ -181,3 +186,174 @@ async def test_a_new_function_keeps_what_was_put_for_it(fabric: FakeFabric) -> N
     fabric.upkeep._end(old)
     await settle()
     assert await reserved(fabric) == 256
+
+
+# provisioned
+
+
+@pytest.fixture
+async def published(fabric: FakeFabric) -> FakeFabric:
+    """hello has versions 1 and 2, of 128 MB; one agent is alive."""
+    for _ in range(2):
+        assert "Error" not in await ask(fabric, "PublishVersion", {**HELLO, "Description": "v"})
+    beat(fabric, "a")
+    return fabric
+
+
+def beat(fabric: FakeFabric, agent: str, *, term: int = 5, age_ms: int = 0) -> None:
+    fabric.members.put(
+        f"agent/{agent}", Member("agent", agent, "h", "z", "unix:@x", term, fabric.clock.unix_ms() - age_ms)
+    )
+
+
+def report(fabric: FakeFabric, ready: int, agent: str = "a", **more: Any) -> None:
+    """What an agent says of version 1."""
+    key = f"{APPID}/default/hello/1"
+    row = fabric.streams.provisions.rows[key]
+    status = ProvisionStatus(agent, 5, row.applied, row.target, ready, "", False, 0)
+    fabric.kept.put(f"{agent}/{key}", replace(status, **more))
+
+
+async def allocated(fabric: FakeFabric, **fields: Any) -> list[tuple[str, int, int, str, str]]:
+    rows = (await ask(fabric, PROVISIONED, {**HELLO, **fields}))["Allocated"]
+    names = ("Qualifier", "AllocatedProvisionedConcurrencyNum", "AvailableProvisionedConcurrencyNum", "Status")
+    assert all(row["TriggerActions"] == [] for row in rows)
+    return [(*(row[name] for name in names), row["StatusReason"]) for row in rows]
+
+
+async def test_a_provision_is_put_changed_shown_and_deleted(published: FakeFabric) -> None:
+    assert await allocated(published) == []
+    assert await ask(published, PROVISION, {**V1, "VersionProvisionedConcurrencyNum": 3}) == {}
+    assert await ask(published, PROVISION, {**V1, "VersionProvisionedConcurrencyNum": 2}) == {}
+    two = {**HELLO, "Qualifier": "2", "VersionProvisionedConcurrencyNum": 5, "ProvisionedType": "Default"}
+    assert await ask(published, PROVISION, two) == {}
+    assert await allocated(published) == [("1", 2, 0, "InProgress", ""), ("2", 5, 0, "InProgress", "")]
+    assert await allocated(published, Qualifier="2") == [("2", 5, 0, "InProgress", "")]
+    assert (await ask(published, "GetFunction", HELLO))["TotalProvisionedConcurrencyMem"] == 7 * 128
+    account = await usage(published)
+    assert account["default"]["TotalAllocatedProvisionedMem"] == 7 * 128
+    row = published.streams.provisions.rows[f"{APPID}/default/hello/1"]
+    version = published.streams.versions.rows[f"{APPID}/default/hello/1"]
+    assert (row.config, row.uin) == (version.config, version.uin), "what is started ahead must be what calls ask for"
+    for _ in range(2):
+        assert await ask(published, UNPROVISION, V1) == {}
+    assert [row[0] for row in await allocated(published)] == ["2"]
+
+
+async def test_it_is_done_when_the_workers_are_there_and_only_then(published: FakeFabric) -> None:
+    await ask(published, PROVISION, {**V1, "VersionProvisionedConcurrencyNum": 2})
+    for ready, wanted in ((0, "InProgress"), (1, "InProgress"), (2, "Done"), (3, "Done")):
+        report(published, ready)
+        assert await allocated(published) == [("1", 2, min(ready, 2), wanted, "")]
+    report(published, 1, reason="no code", failed=True)
+    assert await allocated(published) == [("1", 2, 1, "Failed", "no code")]
+    report(published, 2, term=4)
+    assert await allocated(published) == [("1", 2, 0, "InProgress", "")], "an agent of an earlier life said it"
+    report(published, 2)
+    beat(published, "a", age_ms=60_000)
+    assert await allocated(published) == [("1", 2, 0, "InProgress", "")], "the agent is gone"
+
+
+async def test_what_failed_with_an_earlier_number_is_no_failure_of_the_new_one(published: FakeFabric) -> None:
+    await ask(published, PROVISION, {**V1, "VersionProvisionedConcurrencyNum": 800})
+    report(published, 1, reason="no room", failed=True)
+    assert await allocated(published) == [("1", 800, 1, "Failed", "no room")]
+    old = published.kept.rows[f"a/{APPID}/default/hello/1"]
+    await ask(published, PROVISION, {**V1, "VersionProvisionedConcurrencyNum": 2})
+    published.kept.put(f"a/{APPID}/default/hello/1", old)
+    assert (await allocated(published))[0][:4] == ("1", 2, 1, "InProgress")
+
+
+async def test_agents_add_up(published: FakeFabric) -> None:
+    await ask(published, PROVISION, {**V1, "VersionProvisionedConcurrencyNum": 3})
+    beat(published, "b")
+    report(published, 2)
+    report(published, 1, "b")
+    assert await allocated(published) == [("1", 3, 3, "Done", "")]
+
+
+@pytest.mark.parametrize(
+    ("action", "fields", "wanted"),
+    [
+        (PROVISION, {"Qualifier": "$LATEST"}, "InvalidParameterValue.Qualifier"),
+        (PROVISION, {"Qualifier": "prod"}, "InvalidParameterValue.Qualifier"),
+        (PROVISION, {"Qualifier": None}, "MissingParameter"),
+        (PROVISION, {"Qualifier": "3"}, "ResourceNotFound.FunctionVersion"),
+        (PROVISION, {"FunctionName": "none"}, "ResourceNotFound.FunctionName"),
+        (PROVISION, {"Namespace": "none"}, "ResourceNotFound.Namespace"),
+        (PROVISION, {"VersionProvisionedConcurrencyNum": None}, "MissingParameter"),
+        (PROVISION, {"VersionProvisionedConcurrencyNum": 0}, "LimitExceeded.FunctionTotalProvisionedConcurrencyNum"),
+        (
+            PROVISION,
+            {"VersionProvisionedConcurrencyNum": 1_901},
+            "LimitExceeded.FunctionTotalProvisionedConcurrencyNum",
+        ),
+        (PROVISION, {"VersionProvisionedConcurrencyNum": 901}, "FailedOperation.ProvisionedExceedAvailable"),
+        (PROVISION, {"VersionProvisionedConcurrencyNum": 900}, ""),
+        (PROVISION, {"ProvisionedType": "Other"}, "InvalidParameterValue.ProvisionType"),
+        (PROVISION, {"ProvisionedType": "ConcurrencyUtilizationTracking"}, "UnsupportedOperation"),
+        (PROVISION, {"TrackingTarget": 0.5}, "UnsupportedOperation"),
+        (PROVISION, {"MinCapacity": 1}, "UnsupportedOperation"),
+        (PROVISION, {"MaxCapacity": 2}, "UnsupportedOperation"),
+        (PROVISION, {"TriggerActions": [{"TriggerName": "t"}]}, "UnsupportedOperation"),
+        (PROVISION, {"TriggerActions": []}, ""),
+        (PROVISIONED, {"Qualifier": "3"}, "ResourceNotFound.FunctionVersion"),
+        (PROVISIONED, {"FunctionName": "none"}, "ResourceNotFound.FunctionName"),
+        (UNPROVISION, {"Qualifier": "3"}, "ResourceNotFound.FunctionVersion"),
+        (UNPROVISION, {"Qualifier": "$LATEST"}, "InvalidParameterValue.Qualifier"),
+        (UNPROVISION, {"FunctionName": "none"}, "ResourceNotFound.FunctionName"),
+    ],
+)
+async def test_each_request_about_provisions_has_its_code(
+    published: FakeFabric, action: str, fields: dict[str, Any], wanted: str
+) -> None:
+    good = {**V1, "VersionProvisionedConcurrencyNum": 1} if action == PROVISION else V1
+    assert await code(published, action, {**good, **fields}) == wanted
+    if wanted:
+        assert published.streams.provisions.rows == {}
+
+
+async def test_provisions_stay_a_hundred_below_what_is_reserved_for_the_function(published: FakeFabric) -> None:
+    assert await code(published, PUT, {**HELLO, "ReservedConcurrencyMem": 110 * 128}) == ""
+    assert (await ask(published, PROVISIONED, HELLO))["UnallocatedConcurrencyNum"] == 10
+    assert await code(published, PROVISION, {**V1, "VersionProvisionedConcurrencyNum": 6}) == ""
+    assert (await ask(published, PROVISIONED, HELLO))["UnallocatedConcurrencyNum"] == 4
+    two = {**HELLO, "Qualifier": "2"}
+    exceeds = "FailedOperation.ProvisionedExceedReserved"
+    assert await code(published, PROVISION, {**two, "VersionProvisionedConcurrencyNum": 5}) == exceeds
+    assert await code(published, PROVISION, {**two, "VersionProvisionedConcurrencyNum": 4}) == ""
+    assert await code(published, PUT, {**HELLO, "ReservedConcurrencyMem": 110 * 128 - 1}) == exceeds
+    assert await code(published, PUT, {**HELLO, "ReservedConcurrencyMem": 0}) == exceeds
+    assert await code(published, DELETE, HELLO) == ""
+    assert await code(published, PUT, {**HELLO, "ReservedConcurrencyMem": 109 * 128}) == exceeds
+
+
+@pytest.mark.parametrize("reserved_elsewhere", [0, 64_000])
+@pytest.mark.parametrize("total", [128_000, 70_000])
+async def test_what_is_said_to_be_left_is_granted_and_one_more_is_not(
+    published: FakeFabric, reserved_elsewhere: int, total: int
+) -> None:
+    await ask(
+        published, PUT, {"FunctionName": "hello", "Namespace": "ns", "ReservedConcurrencyMem": reserved_elsewhere}
+    )
+    await ask(published, PUT, {"FunctionName": "other", "ReservedConcurrencyMem": 1_000})
+    assert await ask(published, TOTAL, {"TotalConcurrencyMem": total}) == {}
+    assert await ask(published, PROVISION, {**V1, "VersionProvisionedConcurrencyNum": 7}) == {}
+    left = (await ask(published, PROVISIONED, HELLO))["UnallocatedConcurrencyNum"]
+    assert left > 0
+    two = {**HELLO, "Qualifier": "2"}
+    exceeds = "FailedOperation.ProvisionedExceedAvailable"
+    assert await code(published, PROVISION, {**two, "VersionProvisionedConcurrencyNum": left + 1}) == exceeds
+    assert await code(published, PROVISION, {**two, "VersionProvisionedConcurrencyNum": left}) == ""
+    assert (await ask(published, PROVISIONED, HELLO))["UnallocatedConcurrencyNum"] == 0
+
+
+async def test_a_provision_ends_with_its_version(published: FakeFabric) -> None:
+    for number in ("1", "2"):
+        await ask(published, PROVISION, {**HELLO, "Qualifier": number, "VersionProvisionedConcurrencyNum": 1})
+    assert "Error" not in await ask(published, "DeleteFunctionVersion", V1)
+    await settle()
+    assert [row[0] for row in await allocated(published)] == ["2"]
+    await ask(published, "DeleteFunction", HELLO)
+    await settle()
+    assert published.streams.provisions.rows == {}
