@@ -59,14 +59,14 @@ class ProvisionStatus:
     """What one host agent has of a provision; key `agent/appid/namespace/function/version` in topic penstock.fabric.provisions.v1 (tombstone
     when nothing is to be kept any more).
 
-    `term` is the agent's, `applied` that of the provision it follows. `ready` of its `share` workers can be given calls. `reason` says why the
+    `term` is the agent's, `applied` that of the provision it follows. `ready` of the `wanted` workers that are its part can be given calls. `reason` says why the
     others can't; `failed` that they will not by waiting alone.
     """
 
     agent: str
     term: int
     applied: int
-    share: int
+    wanted: int
     ready: int
     reason: str
     failed: bool

@@ -20,7 +20,7 @@ from streams.layers import Refusal
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class Grant:
     """A function's reservation, or (without a function) a namespace's total. `applied` as in its row."""
 
     namespace: str
@@ -50,8 +50,8 @@ class Provision:
 class Allotment:
     """All limits of one tenant."""
 
-    totals: tuple[Share, ...] = ()
-    reserved: tuple[Share, ...] = ()
+    totals: tuple[Grant, ...] = ()
+    reserved: tuple[Grant, ...] = ()
     provisions: tuple[Provision, ...] = ()
 
 
@@ -77,7 +77,7 @@ def taken_mib(allotment: Allotment, namespace: str | None = None) -> int:
     return reserved + sum(p.all_mib for p in loose if namespace in (None, p.namespace))
 
 
-def put_reserved(allotment: Allotment, wanted: Share) -> Allotment | Refusal:
+def put_reserved(allotment: Allotment, wanted: Grant) -> Allotment | Refusal:
     """Reserve memory for a function, or change how much."""
     others = _without(allotment.reserved, wanted)
     then = replace(allotment, reserved=(*others, wanted))
@@ -86,7 +86,7 @@ def put_reserved(allotment: Allotment, wanted: Share) -> Allotment | Refusal:
     return _whole(then, wanted.namespace, "FailedOperation.ReservedExceedTotal")
 
 
-def put_total(allotment: Allotment, wanted: Share) -> Allotment | Refusal:
+def put_total(allotment: Allotment, wanted: Grant) -> Allotment | Refusal:
     """Set what a namespace may use in all."""
     if wanted.memory_mib > TENANT_CONCURRENCY_MIB:
         return Refusal(
@@ -97,7 +97,7 @@ def put_total(allotment: Allotment, wanted: Share) -> Allotment | Refusal:
     return _whole(then, wanted.namespace, "FailedOperation.ReservedExceedTotal")
 
 
-def delete_share(allotment: Allotment, gone: Share) -> Allotment:
+def delete_grant(allotment: Allotment, gone: Grant) -> Allotment:
     """Without a reservation or total; the same when it is not there, or was changed after `gone.applied` (which is then 0 or more).
 
     Never too much: what is freed is shared, and a function's workers are less than what was reserved for it.
@@ -126,10 +126,10 @@ def _is_same(a: Provision, b: Provision) -> bool:
     return (a.namespace, a.function, a.version) == (b.namespace, b.function, b.version)
 
 
-def _without(shares: Iterable[Share], gone: Share, *, changed_too: bool = True) -> tuple[Share, ...]:
+def _without(grants: Iterable[Grant], gone: Grant, *, changed_too: bool = True) -> tuple[Grant, ...]:
     return tuple(
         s
-        for s in shares
+        for s in grants
         if (s.namespace, s.function) != (gone.namespace, gone.function)
         or not (changed_too or gone.applied in (-1, s.applied))
     )

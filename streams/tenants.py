@@ -254,11 +254,11 @@ def _put_limit(entry: TenantEntry, command: TenantCommand) -> TenantEntry | Outc
     if wanted is None:
         return _malformed(command)
     is_total = command.kind == "put-total"
-    share = concurrency.Share(
+    grant = concurrency.Grant(
         wanted.namespace, "" if is_total else wanted.function, wanted.memory_mib, applied=entry.applied
     )
     decide = concurrency.put_total if is_total else concurrency.put_reserved
-    allotment = decide(entry.allotment or concurrency.NONE, share)
+    allotment = decide(entry.allotment or concurrency.NONE, grant)
     if isinstance(allotment, layers.Refusal):
         return _refusal(command, allotment.code, allotment.message)
     row = replace(
@@ -273,9 +273,9 @@ def _delete_limit(entry: TenantEntry, command: TenantCommand) -> TenantEntry | O
     if wanted is None:
         return _malformed(command)
     function = "" if wanted.function == TOTAL else wanted.function
-    share = concurrency.Share(wanted.namespace, function, 0, applied=wanted.applied)
+    grant = concurrency.Grant(wanted.namespace, function, 0, applied=wanted.applied)
     before = entry.allotment or concurrency.NONE
-    left = concurrency.delete_share(before, share)
+    left = concurrency.delete_grant(before, grant)
     if left == before:
         return entry
     return replace(entry, allotment=left, moved=limit_key(command.appid, wanted.namespace, wanted.function))

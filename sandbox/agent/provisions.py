@@ -1,5 +1,5 @@
 """Workers that are kept ready because somebody asked for it (PutProvisionedConcurrencyConfig): this agent follows the provisions' topic, keeps
-its share of each, and says how far it is.
+its part of each, and says how far it is.
 
 Agents divide a provision among themselves: each takes its part by its place among the live ones, and takes another when one comes or goes.
 """
@@ -27,7 +27,7 @@ ALIVE_MS: Final = 15_000
 """An agent whose last heartbeat is older keeps nothing."""
 
 
-def share(target: int, agents: Collection[str], me: str) -> int:
+def part_of(target: int, agents: Collection[str], me: str) -> int:
     """How many of `target` workers are mine; over all agents, `me` among them, they add up to the target."""
     ordered = sorted(agents)
     each, rest = divmod(target, len(ordered))
@@ -38,7 +38,7 @@ def share(target: int, agents: Collection[str], me: str) -> int:
 class _Held:
     record: ProvisionRecord
     spec: Spec
-    share: int
+    part: int
     pool: FunctionPool | None
     said: ProvisionStatus | None = None
 
@@ -82,7 +82,7 @@ class Provisions:
         for key in [key for key in self._held if key not in self._records]:
             self._let_go(key)
         for key, record in self._records.items():
-            held = self._keep(key, record, share(record.target, agents, self._me))
+            held = self._keep(key, record, part_of(record.target, agents, self._me))
             self._tell(key, held, now_ms)
 
     def _keep(self, key: str, record: ProvisionRecord, mine: int) -> _Held:
@@ -96,10 +96,10 @@ class Provisions:
             if held is not None and held.pool is not None and (held.spec != spec or not mine):
                 self._host.let_go(held.pool)
             held = self._held[key] = _Held(record, spec, mine, self._pool(spec, mine), said)
-        elif held.share != mine or (held.pool is not None and _may_have_more(held.pool, mine)):
+        elif held.part != mine or (held.pool is not None and _may_have_more(held.pool, mine)):
             if held.pool is not None and not mine:
                 self._host.let_go(held.pool)
-            held.share, held.pool = mine, self._pool(held.spec, mine)
+            held.part, held.pool = mine, self._pool(held.spec, mine)
         return held
 
     def _pool(self, spec: Spec, mine: int) -> FunctionPool | None:
@@ -114,9 +114,7 @@ class Provisions:
 
     def _tell(self, key: str, held: _Held, now_ms: int) -> None:
         ready, reason, failed = self._state(held)
-        status = ProvisionStatus(
-            self._me, self._term, held.record.applied, held.share, ready, reason[:1_000], failed, 0
-        )
+        status = ProvisionStatus(self._me, self._term, held.record.applied, held.part, ready, reason[:1_000], failed, 0)
         if status != held.said and self._sink.send_nowait(
             PROVISION_STATUS, key=self._key(key), value=avro.encode(replace(status, unix_ms=now_ms))
         ):
@@ -124,7 +122,7 @@ class Provisions:
 
     def _state(self, held: _Held) -> tuple[int, str, bool]:
         """How many are ready, why not all are, and whether waiting alone won't help."""
-        pool, mine = held.pool, held.share
+        pool, mine = held.pool, held.part
         if pool is None or pool.ready >= mine:
             return mine, "", False
         if pool.kept < mine:

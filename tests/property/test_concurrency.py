@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from schemas.limits import PROVISION_GAP, TENANT_CONCURRENCY_MIB, UNRESERVED_MIB
 from streams import concurrency
-from streams.concurrency import NONE, Allotment, Provision, Share
+from streams.concurrency import NONE, Allotment, Grant, Provision
 from streams.layers import Refusal
 
 namespaces = st.sampled_from(["default", "ns"])
@@ -15,9 +15,9 @@ functions = st.sampled_from(["ff", "gg"])
 sizes = st.integers(0, TENANT_CONCURRENCY_MIB + 1_000) | st.integers(0, 10).map(lambda n: n * 12_800)
 applied = st.integers(-1, 3)
 wishes = st.one_of(
-    st.tuples(st.just(concurrency.put_reserved), st.builds(Share, namespaces, functions, sizes, applied)),
-    st.tuples(st.just(concurrency.put_total), st.builds(Share, namespaces, st.just(""), sizes, applied)),
-    st.tuples(st.just(concurrency.delete_share), st.builds(Share, namespaces, functions | st.just(""), sizes, applied)),
+    st.tuples(st.just(concurrency.put_reserved), st.builds(Grant, namespaces, functions, sizes, applied)),
+    st.tuples(st.just(concurrency.put_total), st.builds(Grant, namespaces, st.just(""), sizes, applied)),
+    st.tuples(st.just(concurrency.delete_grant), st.builds(Grant, namespaces, functions | st.just(""), sizes, applied)),
     st.tuples(
         st.just(concurrency.put_provision),
         st.builds(
@@ -55,7 +55,7 @@ def check(allotment: Allotment) -> None:
 
 @settings(max_examples=300)
 @given(st.lists(wishes, max_size=25))
-def test_whatever_is_asked_for_no_sum_is_ever_too_much(history: list[tuple[object, Share | Provision]]) -> None:
+def test_whatever_is_asked_for_no_sum_is_ever_too_much(history: list[tuple[object, Grant | Provision]]) -> None:
     allotment = NONE
     for decide, wanted in history:
         decided = decide(allotment, wanted)  # type: ignore[operator]
@@ -69,31 +69,31 @@ def test_whatever_is_asked_for_no_sum_is_ever_too_much(history: list[tuple[objec
 
 @given(st.lists(wishes, max_size=12), wishes)
 def test_what_was_put_is_there_and_alone_and_its_end_leaves_the_rest(
-    history: list[tuple[object, Share | Provision]], last: tuple[object, Share | Provision]
+    history: list[tuple[object, Grant | Provision]], last: tuple[object, Grant | Provision]
 ) -> None:
     allotment = NONE
     for decide, wanted in history:
         decided = decide(allotment, wanted)  # type: ignore[operator]
         allotment = allotment if isinstance(decided, Refusal) else decided
     _, wanted = last
-    if isinstance(wanted, Share) and wanted.function:
+    if isinstance(wanted, Grant) and wanted.function:
         then = concurrency.put_reserved(allotment, wanted)
         if not isinstance(then, Refusal):
             assert [r for r in then.reserved if r.function == wanted.function and r.namespace == wanted.namespace] == [
                 wanted
             ]
-            gone = concurrency.delete_share(then, wanted)
+            gone = concurrency.delete_grant(then, wanted)
             assert concurrency.reserved_mib(gone, wanted.namespace, wanted.function) is None
             assert (gone.totals, gone.provisions) == (allotment.totals, allotment.provisions)
             assert set(gone.reserved) <= set(allotment.reserved)
 
 
 def test_a_row_that_was_changed_since_is_not_deleted() -> None:
-    share = Share("ns", "ff", 128, 5)
+    grant = Grant("ns", "ff", 128, 5)
     worker = Provision("ns", "ff", "1", 1, 128, 7)
-    allotment = Allotment(reserved=(share,), provisions=(worker,))
-    assert concurrency.delete_share(allotment, Share("ns", "ff", 0, 4)) == allotment
-    assert concurrency.delete_share(allotment, Share("ns", "ff", 0, 5)).reserved == ()
-    assert concurrency.delete_share(allotment, Share("ns", "ff", 0, -1)).reserved == ()
+    allotment = Allotment(reserved=(grant,), provisions=(worker,))
+    assert concurrency.delete_grant(allotment, Grant("ns", "ff", 0, 4)) == allotment
+    assert concurrency.delete_grant(allotment, Grant("ns", "ff", 0, 5)).reserved == ()
+    assert concurrency.delete_grant(allotment, Grant("ns", "ff", 0, -1)).reserved == ()
     assert concurrency.delete_provision(allotment, Provision("ns", "ff", "1", 0, 0, 6)) == allotment
     assert concurrency.delete_provision(allotment, Provision("ns", "ff", "1", 0, 0, 7)).provisions == ()

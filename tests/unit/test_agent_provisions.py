@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from infra.clock import unix_ms
 from sandbox.agent import host as host_module
 from sandbox.agent.host import HostLimits
-from sandbox.agent.provisions import Provisions, share
+from sandbox.agent.provisions import Provisions, part_of
 from sandbox.driver import WorkerExit
 from schemas import avro
 from schemas.concurrency import ProvisionRecord, ProvisionStatus
@@ -73,7 +73,7 @@ class Kept:
         self.provisions.look()
         row = self.said.rows[f"a/{KEY}"]
         assert (row.agent, row.term) == ("a", 7)
-        return row.share, row.ready, row.reason, row.failed
+        return row.wanted, row.ready, row.reason, row.failed
 
 
 @pytest.fixture
@@ -223,10 +223,10 @@ async def test_agents_that_come_and_go_divide_anew(kept: Kept) -> None:
 
 
 @given(st.integers(0, 2_000), st.sets(st.text("abc", min_size=1), min_size=1, max_size=9))
-def test_shares_add_up_and_differ_by_one_at_most(target: int, agents: set[str]) -> None:
-    shares = [share(target, agents, me) for me in agents]
-    assert sum(shares) == target
-    assert max(shares) - min(shares) <= 1
+def test_parts_add_up_and_differ_by_one_at_most(target: int, agents: set[str]) -> None:
+    parts = [part_of(target, agents, me) for me in agents]
+    assert sum(parts) == target
+    assert max(parts) - min(parts) <= 1
 
 
 def test_housekeeping_is_often_enough_for_what_is_tried_again() -> None:
