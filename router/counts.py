@@ -35,6 +35,7 @@ class FunctionCount:
         "touched",
         "used_mib",
         "wait_sum_us",
+        "waiting",
     )
 
     def __init__(self, key: str, budgets: tuple[Budget, ...]) -> None:
@@ -43,6 +44,8 @@ class FunctionCount:
         self.used_mib = 0
         """Memory of all invocations that run: what the function has taken from each of its budgets."""
         self.in_flight = 0
+        self.waiting = 0
+        """Invocations that wait to be let in."""
         self.queued = 0
         self.clear()
         self.touched = False
@@ -122,22 +125,34 @@ class Counts:
 
     def enter(self, key: FunctionKey, memory_mib: int) -> FunctionCount | None:
         """Count one invocation of so much memory in; None when a limit is reached (the refusal is counted)."""
+        count = self.arrive(key)
+        if self.take(count, memory_mib):
+            return count
+        count.throttled += 1
+        return None
+
+    def arrive(self, key: FunctionKey) -> FunctionCount:
+        """Count an invocation that asks to be let in."""
         count = self.of(key)
         count.touched = True
         count.arrivals += 1
+        return count
+
+    def take(self, count: FunctionCount, memory_mib: int) -> bool:
+        """Let an invocation of so much memory in, if limits allow it."""
         for budget in count.budgets:
             if budget.used_mib + memory_mib > budget.limit_mib:
-                count.throttled += 1
-                return None
+                return False
         for budget in count.budgets:
             budget.used_mib += memory_mib
         count.used_mib += memory_mib
         count.in_flight += 1
-        return count
+        return True
 
-    def why(self, key: FunctionKey, memory_mib: int) -> str:
+    @staticmethod
+    def why(count: FunctionCount, memory_mib: int) -> str:
         """What a caller is told whose invocation was not let in."""
-        for budget in self.of(key).budgets:
+        for budget in count.budgets:
             if budget.used_mib + memory_mib > budget.limit_mib:
                 size = f"{budget.used_mib} of {max(0, budget.limit_mib)} MB are in use, and it needs {memory_mib} MB"
                 return f"the concurrency limit is reached: of {budget.what}, {size}"
@@ -156,7 +171,7 @@ class Counts:
         """The windows of all functions that changed or still run; a new window begins."""
         windows = []
         for key, count in list(self._functions.items()):
-            if count.touched or count.in_flight or count.queued:
+            if count.touched or count.in_flight or count.queued or count.waiting:
                 windows.append(
                     count.window(gateway=gateway, term=term, number=number, unix_ms=unix_ms, span_ms=span_ms)
                 )

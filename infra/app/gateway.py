@@ -93,9 +93,9 @@ class Gateway:
             dispatcher = Dispatcher(resolver, self._counts, self._agents)
             self._dispatcher = dispatcher
             limits = view(topics.LIMITS)
-            limits.subscribe(self._counts.limit_changed)
+            limits.subscribe(dispatcher.limit_changed)
             for key, limit in list(limits.items().items()):
-                self._counts.limit_changed(key, limit)
+                dispatcher.limit_changed(key, limit)
             members = view(topics.MEMBERS)
             members.subscribe(self._agents.member_changed)
             for key, member in list(members.items().items()):

@@ -140,6 +140,30 @@ async def test_the_tenant_limit_refuses_the_call_above_it_and_lets_in_again_afte
         assert (await call(dispatcher, b"{}")).status == RunStatus.CONCURRENCY
 
 
+async def test_at_the_limit_what_a_lane_sends_waits_for_its_turn_and_is_refused_when_that_does_not_come() -> None:
+    async with fabric({str(FUNCTION): record()}, limit=1) as (agent, dispatcher, _pool, counts):
+        await call(dispatcher, b"{}")
+        agent.silent = True
+        dispatcher.submit(FUNCTION, "$LATEST", b"{}", flow=None, attempt=1, flags=0, done=lambda _r: None)
+        loop = asyncio.get_running_loop()
+        lane = loop.create_task(call(dispatcher, b'"lane"', flow=Flow("t", 0, 1)))
+        await asyncio.sleep(0)
+        assert (await call(dispatcher, b'"api"')).status == RunStatus.CONCURRENCY
+        assert not lane.done()
+        agent.silent = False
+        agent.connections[0].close()
+        assert (await lane).status == 200
+        agent.silent = True
+        dispatcher.submit(FUNCTION, "$LATEST", b"{}", flow=None, attempt=1, flags=0, done=lambda _r: None)
+        lane = loop.create_task(call(dispatcher, b'"lane"', flow=Flow("t", 0, 1)))
+        while not lane.done():
+            dispatcher.tick()
+            await asyncio.sleep(0.01)
+        assert lane.result().status == RunStatus.CONCURRENCY
+        (window,) = counts.close_windows(gateway="g", term=1, number=1, unix_ms=0, span_ms=250)
+        assert (window.arrivals, window.throttled) == (6, 2)
+
+
 async def test_calls_out_when_the_connection_breaks_are_answered_500_and_the_pool_connects_again() -> None:
     async with fabric({str(FUNCTION): record()}) as (agent, dispatcher, _pool, _counts):
         await call(dispatcher, b"{}")
