@@ -7,7 +7,8 @@ and once is as good as often. What a crash left undone is found by `sweep`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
 
 from ingest.api.ports import Background, Clock, Commands, View
@@ -30,6 +31,8 @@ class LimitUpkeep:
     commands: Commands
     background: Background
     clock: Clock
+    _found: set[tuple[str, int]] = field(default_factory=set)
+    """What the last sweep found without what it is for: the key, and which change of the row."""
 
     def __post_init__(self) -> None:
         self.functions.subscribe(self._function_changed)
@@ -37,9 +40,18 @@ class LimitUpkeep:
         self.namespaces.subscribe(self._namespace_changed)
 
     def sweep(self) -> None:
-        """End all limits whose function, version or namespace is not there. A scan of the limits."""
+        """End all limits whose function, version or namespace is not there now and was not at the last sweep: topics are read side by side, and
+        a new function may be seen after what was put for it. A scan of the limits.
+        """
+        found = {(key, row.applied): row for key, row in self._left_over()}
+        for row in (row for at, row in found.items() if at in self._found):
+            self._end(row)
+        self._found.clear()
+        self._found.update(found)
+
+    def _left_over(self) -> Iterator[tuple[str, LimitRecord | ProvisionRecord]]:
         holding = {key.rpartition("/")[0] for key in self.functions.items()}
-        for key, limit in list(self.limits.items().items()):
+        for key, limit in self.limits.items().items():
             scope = f"{limit.appid}/{limit.namespace}"
             if limit.function != TOTAL:
                 is_needed = self.functions.get(key) is not None
@@ -47,10 +59,10 @@ class LimitUpkeep:
                 is_needed = limit.namespace == DEFAULT_NAMESPACE or scope in holding
                 is_needed = is_needed or self.namespaces.get(scope) is not None
             if not is_needed:
-                self._end(limit)
-        for key, provision in list(self.provisions.items().items()):
+                yield key, limit
+        for key, provision in self.provisions.items().items():
             if self.versions.get(key) is None:
-                self._end(provision)
+                yield key, provision
 
     def _function_changed(self, key: str, record: FunctionRecord | None) -> None:
         if record is None:

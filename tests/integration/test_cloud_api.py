@@ -45,11 +45,11 @@ def fabric(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fabric]:
 class Sdk:
     """The SDK's client of one way to call: `call("GetFunction", FunctionName="f")` gives the answer's fields."""
 
-    def __init__(self, fabric: Fabric, way: str, *, secret_key: str | None = None) -> None:
+    def __init__(self, fabric: Fabric, way: str, *, secret_key: str | None = None, endpoint: str = "") -> None:
         status = fabric.status()
         with open(status["credentials_file"]) as file:
             keys = json.load(file)
-        endpoint = urlsplit(status["endpoints"]["api"]).netloc
+        endpoint = urlsplit(endpoint or status["endpoints"]["api"]).netloc
         method = "GET" if way.endswith("GET") else "POST"
         profile = ClientProfile(httpProfile=HttpProfile(protocol="http", endpoint=endpoint, reqMethod=method))
         self._is_async = way.startswith("async")

@@ -9,11 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from tencentcloud.common.exception.tencent_cloud_sdk_exception import TencentCloudSDKException
 
 from infra.app.client import Client
 from infra.credentials import Credentials
 from tests.fabric import Fabric, running_fabric, until
 from tests.integration.test_cloud_api import Sdk, zip_of
+from tests.integration.test_tenants import another_gateway
 
 pytestmark = [pytest.mark.kafka, pytest.mark.jail, pytest.mark.timeout(150)]
 
@@ -172,6 +174,43 @@ def test_a_version_that_can_not_start_is_failed_with_the_reason(client: Sdk) -> 
     until(lambda: provision(client, one)["Status"] == "Failed", within_s=20, what="it failed")
     assert "no such table" in provision(client, one)["StatusReason"]
     client.call("DeleteFunction", **one)
+
+    def provisioned_mib() -> int:
+        return int(client.call("GetAccount")["AccountUsage"]["Namespace"][0]["TotalAllocatedProvisionedMem"])
+
+    until(lambda: provisioned_mib() == 0, within_s=10, what="the provision went with its function")
+
+
+def test_two_gateways_do_not_reserve_more_than_there_is_and_each_goes_by_what_the_other_was_told(
+    fabric: Fabric, client: Sdk
+) -> None:
+    names = ["half-1", "half-2"]
+    for name in names:
+        create(client, name)
+    with another_gateway(fabric) as endpoint:
+        callers = [client, Sdk(fabric, "POST", endpoint=endpoint)]
+
+        def put(caller: Sdk, name: str) -> str:
+            try:
+                caller.call(PUT, FunctionName=name, ReservedConcurrencyMem=60_000)
+            except TencentCloudSDKException as exc:
+                return str(exc.get_code())
+            return ""
+
+        with ThreadPoolExecutor(2) as threads:
+            codes = list(threads.map(put, callers, names))
+        assert sorted(codes) == ["", "FailedOperation.ReservedExceedTotal"]
+        blocked = names[codes.index("")]
+        callers[0].call(PUT, FunctionName=blocked, ReservedConcurrencyMem=0)
+        until(
+            lambda: callers[1].invoke(blocked, {})["InvokeResult"] == 432,
+            within_s=5,
+            what="the other gateway blocks too",
+        )
+        callers[1].call("DeleteReservedConcurrencyConfig", FunctionName=blocked)
+        until(
+            lambda: callers[0].invoke(blocked, {})["InvokeResult"] == 0, within_s=5, what="the first one lets in again"
+        )
 
 
 def test_what_is_not_built_of_provisions_is_refused_by_name(client: Sdk) -> None:
