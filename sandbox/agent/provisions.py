@@ -132,6 +132,10 @@ class Provisions:
                 f"host {self._me} has {has_mib} MB for workers that are kept ready, and that is taken",
                 True,
             )
+        if not pool.kept_why and not pool.starting:
+            facts = self._host.facts()
+            size = f"{facts['used_mib']} of {facts['budget_mib']} MB"
+            return pool.ready, f"waiting for memory: on host {self._me} {size} for workers are in use", False
         return pool.ready, pool.kept_why, bool(pool.kept_why)
 
     def _key(self, key: str) -> bytes:

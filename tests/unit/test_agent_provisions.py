@@ -188,6 +188,22 @@ async def test_they_leave_a_quarter_of_the_host_to_others_and_that_is_said(kept:
     assert kept.ready == 4, "the idle one made room, and none of those that are kept"
 
 
+async def test_they_wait_for_memory_that_calls_use_and_say_so(kept: Kept) -> None:
+    kept.agent.host.limits = dataclasses.replace(LIMITS, budget_mib=256)
+    gateway = kept.agent.gateway()
+    other = dataclasses.replace(V1, function="other")
+    gateway.invoke_all([1, 2], spec=other)
+    await until(lambda: len(kept.agent.driver.begun) == 2)
+    kept.put(record(1))
+    await settle()
+    assert kept.status == (1, 0, "waiting for memory: on host a 256 of 256 MB for workers are in use", False)
+    for worker in list(kept.agent.driver.live):
+        worker.finish()
+    await until(lambda: len(gateway.results) == 2)
+    kept.agent.host._keep_house()
+    await until(lambda: kept.status == (1, 1, "", False))
+
+
 async def test_a_status_that_can_not_be_written_is_written_later(kept: Kept) -> None:
     kept.said.full = True
     kept.put(record(1))
