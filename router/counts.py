@@ -1,4 +1,4 @@
-"""Concurrency counts of one gateway: invocations now running per function and per tenant, and what each window saw.
+"""Concurrency counts of one gateway: invocations now running per function, what they take of its limits, and what each window saw.
 
 The counts are this gateway's own. Leases that share a limit between gateways come with the streams processor (DESIGN.md section 4);
 until then one gateway holds the whole limit.
@@ -6,9 +6,11 @@ until then one gateway holds the whole limit.
 
 from __future__ import annotations
 
+from router.limits import Budget, Limits
+from schemas.concurrency import LimitRecord
 from schemas.frames import Result
 from schemas.ids import FunctionKey
-from schemas.limits import TENANT_CONCURRENCY
+from schemas.limits import TENANT_CONCURRENCY_MIB
 from schemas.records import LEVELS, InvocationWindow
 from schemas.runstatus import RunStatus
 
@@ -18,6 +20,7 @@ class FunctionCount:
 
     __slots__ = (
         "arrivals",
+        "budgets",
         "cold",
         "completed",
         "dead",
@@ -30,12 +33,19 @@ class FunctionCount:
         "retried",
         "throttled",
         "touched",
+        "used_mib",
         "wait_sum_us",
+        "waiting",
     )
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, budgets: tuple[Budget, ...]) -> None:
         self.key = key
+        self.budgets = budgets
+        self.used_mib = 0
+        """Memory of all invocations that run: what the function has taken from each of its budgets."""
         self.in_flight = 0
+        self.waiting = 0
+        """Invocations that wait to be let in."""
         self.queued = 0
         self.clear()
         self.touched = False
@@ -46,6 +56,14 @@ class FunctionCount:
         self.duration_sum_us = self.duration_max_us = self.wait_sum_us = 0
         self.cold = [0] * LEVELS
         self.touched = False
+
+    def move(self, budgets: tuple[Budget, ...]) -> None:
+        """Have what runs taken from other budgets."""
+        for budget in self.budgets:
+            budget.used_mib -= self.used_mib
+        for budget in budgets:
+            budget.used_mib += self.used_mib
+        self.budgets = budgets
 
     def finished(self, result: Result) -> None:
         """Take one result into the window and out of the gauge."""
@@ -88,34 +106,63 @@ class FunctionCount:
 class Counts:
     """All counts of this gateway. Idle functions are forgotten, so memory follows what runs."""
 
-    def __init__(self, *, tenant_limit: int = TENANT_CONCURRENCY) -> None:
+    def __init__(self, *, quota_mib: int = TENANT_CONCURRENCY_MIB) -> None:
         self._functions: dict[FunctionKey, FunctionCount] = {}
-        self._tenants: dict[str, int] = {}
-        self._tenant_limit = tenant_limit
+        self._limits = Limits(quota_mib=quota_mib)
+
+    def limit_changed(self, key: str, row: LimitRecord | None) -> None:
+        """Feed of the limits' table. What runs already goes on, and counts where it belongs from now on."""
+        function = self._limits.put(key, row)
+        if function is not None and (count := self._functions.get(function)) is not None:
+            count.move(self._limits.of(function))
 
     def of(self, key: FunctionKey) -> FunctionCount:
         """The function's count, made when new."""
         count = self._functions.get(key)
         if count is None:
-            count = self._functions[key] = FunctionCount(str(key))
+            count = self._functions[key] = FunctionCount(str(key), self._limits.of(key))
         return count
 
-    def enter(self, key: FunctionKey) -> FunctionCount | None:
-        """Count one invocation in; None when the tenant is at its limit (the refusal is counted)."""
+    def enter(self, key: FunctionKey, memory_mib: int) -> FunctionCount | None:
+        """Count one invocation of so much memory in; None when a limit is reached (the refusal is counted)."""
+        count = self.arrive(key)
+        if self.take(count, memory_mib):
+            return count
+        count.throttled += 1
+        return None
+
+    def arrive(self, key: FunctionKey) -> FunctionCount:
+        """Count an invocation that asks to be let in."""
         count = self.of(key)
         count.touched = True
         count.arrivals += 1
-        running = self._tenants.get(key.appid, 0)
-        if running >= self._tenant_limit:
-            count.throttled += 1
-            return None
-        self._tenants[key.appid] = running + 1
-        count.in_flight += 1
         return count
 
-    def leave(self, key: FunctionKey, count: FunctionCount, result: Result) -> None:
+    def take(self, count: FunctionCount, memory_mib: int) -> bool:
+        """Let an invocation of so much memory in, if limits allow it."""
+        for budget in count.budgets:
+            if budget.used_mib + memory_mib > budget.limit_mib:
+                return False
+        for budget in count.budgets:
+            budget.used_mib += memory_mib
+        count.used_mib += memory_mib
+        count.in_flight += 1
+        return True
+
+    @staticmethod
+    def why(count: FunctionCount, memory_mib: int) -> str:
+        """What a caller is told whose invocation was not let in."""
+        for budget in count.budgets:
+            if budget.used_mib + memory_mib > budget.limit_mib:
+                size = f"{budget.used_mib} of {max(0, budget.limit_mib)} MB are in use, and it needs {memory_mib} MB"
+                return f"the concurrency limit is reached: of {budget.what}, {size}"
+        return "the concurrency limit was reached"
+
+    def leave(self, count: FunctionCount, memory_mib: int, result: Result) -> None:
         """Count one invocation out, with its result."""
-        self._tenants[key.appid] -= 1
+        for budget in count.budgets:
+            budget.used_mib -= memory_mib
+        count.used_mib -= memory_mib
         count.finished(result)
 
     def close_windows(
@@ -124,7 +171,7 @@ class Counts:
         """The windows of all functions that changed or still run; a new window begins."""
         windows = []
         for key, count in list(self._functions.items()):
-            if count.touched or count.in_flight or count.queued:
+            if count.touched or count.in_flight or count.queued or count.waiting:
                 windows.append(
                     count.window(gateway=gateway, term=term, number=number, unix_ms=unix_ms, span_ms=span_ms)
                 )

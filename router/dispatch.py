@@ -9,6 +9,7 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from infra.clock import mono_s
 from router.agents import WINDOW, AgentLink, AgentPool, Call, Done, failure
@@ -16,6 +17,8 @@ from router.aliases import Split
 from router.counts import Counts, FunctionCount
 from router.functions import Resolver
 from router.placement import HostView, place
+from router.waiting import WAIT_S, Waiter, WaitingRoom
+from schemas.concurrency import LimitRecord
 from schemas.errors import DeadlineExceeded
 from schemas.frames import Flow, Result, Spec
 from schemas.ids import FunctionKey
@@ -51,6 +54,7 @@ class Dispatcher:
     def __init__(self, resolver: Resolver, counts: Counts, agents: AgentPool) -> None:
         self._resolver, self._counts, self._agents = resolver, counts, agents
         self._request_ids = RequestIds()
+        self._waiting = WaitingRoom(counts)
         self._held: deque[tuple[float, Call]] = deque()
         """Calls without a host, each with the monotonic second at which it is given up; oldest first."""
 
@@ -65,21 +69,27 @@ class Dispatcher:
         flags: int,
         done: Done,
         request_id: bytes | None = None,
+        waits: bool = False,
     ) -> None:
         """Run one event; `done` is called exactly once, on the loop, possibly before this returns.
 
-        Never raises: a refusal is a Result too (435 no such function, 438 not active, 432 at the limit, 449 no host).
+        Never raises: a refusal is a Result too (435 no such function, 438 not active, 432 at the limit, 449 no host). At the limit a call with a
+        flow, or one that `waits`, does so up to `WAIT_S` before that.
         """
         request_id = request_id or self._request_ids.next()
         spec = self._resolver.resolve(function, qualifier)
         if isinstance(spec, tuple):
             done(failure(*spec, request_id))
             return
-        count = self._counts.enter(function)
-        if count is None:
-            done(failure(RunStatus.CONCURRENCY, "the account's concurrency limit is reached", request_id))
-            return
-        self._send(Call(spec, flow, request_id, event, attempt, flags, self._counted(function, count, done)))
+        memory_mib = spec.memory_mib
+        count = self._counts.arrive(function)
+        call = Call(spec, flow, request_id, event, attempt, flags, self._counted(count, memory_mib, done))
+        waits = waits or flow is not None
+        stands_behind = waits and self._waiting.has(function, count)
+        if not stands_behind and self._counts.take(count, memory_mib):
+            self._send(call)
+        else:
+            self._wait_or_refuse(function, count, call, done, waits=waits)
 
     async def invoke(
         self, function: FunctionKey, qualifier: str, event: bytes, *, flags: int = 0, timeout_s: float
@@ -104,6 +114,7 @@ class Dispatcher:
 
     def cancel(self, request_id: bytes) -> bool:
         """End a request's run, wherever it is; True when there was one. Its `done` is called as ever. For rare calls."""
+        self._waiting.drop(request_id)
         held = [(until, call) for until, call in self._held if call.request_id == request_id]
         for one in held:
             self._held.remove(one)
@@ -119,16 +130,43 @@ class Dispatcher:
         """Called a few times a second: send held calls when there is room again, answer those that waited too long."""
         self.agents_changed()
         now = mono_s()
+        if self._waiting:
+            self._waiting.tick(now)
         while self._held and self._held[0][0] <= now:
             _, call = self._held.popleft()
             call.done(failure(RunStatus.NO_RESOURCES, "no host agent is connected", call.request_id))
 
-    def _counted(self, function: FunctionKey, count: FunctionCount, done: Done) -> Callable[[Result], None]:
+    def limit_changed(self, key: str, row: LimitRecord | None) -> None:
+        """Feed of the limits' table."""
+        self._counts.limit_changed(key, row)
+        if self._waiting:
+            self._waiting.regroup()
+            self._waiting.tick(mono_s())
+
+    def _counted(self, count: FunctionCount, memory_mib: int, done: Done) -> Callable[[Result], None]:
         def finish(result: Result) -> None:
-            self._counts.leave(function, count, result)
+            self._counts.leave(count, memory_mib, result)
             done(result)
+            if self._waiting:
+                self._waiting.freed(count.budgets[-1])
 
         return finish
+
+    def _wait_or_refuse(
+        self, function: FunctionKey, count: FunctionCount, call: Call, done: Done, *, waits: bool
+    ) -> None:
+        """At a limit: what nobody waits for waits a little, any other call is answered at once."""
+        memory_mib = call.spec.memory_mib
+
+        def refuse() -> None:
+            count.throttled += 1
+            count.touched = True
+            done(failure(RunStatus.CONCURRENCY, self._counts.why(count, memory_mib), call.request_id))
+
+        until = mono_s() + WAIT_S
+        waiter = Waiter(until, call.request_id, function, count, memory_mib, partial(self._send, call), refuse)
+        if not waits or not self._waiting.add(waiter):
+            refuse()
 
     def _send(self, call: Call) -> None:
         link = self._choose(call.spec)

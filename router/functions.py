@@ -12,6 +12,7 @@ from schemas.ids import DEFAULT_ALIAS, LATEST, FunctionKey
 from schemas.lifecycle import FunctionStatus
 from schemas.records import AliasRecord, FunctionConfig, FunctionRecord, VersionRecord
 from schemas.runstatus import RunStatus
+from schemas.specs import spec_of_config
 
 R_co = TypeVar("R_co", covariant=True)
 SPECS_KEPT: Final = 10_000
@@ -40,21 +41,8 @@ def spec_of(record: FunctionRecord, region: str) -> Spec | None:
 
 
 def _spec(record: FunctionRecord | VersionRecord, function: str, config: FunctionConfig, region: str) -> Spec:
-    return Spec(
-        appid=record.appid,
-        uin=record.uin,
-        namespace=record.namespace,
-        function=function,
-        version=config.version,
-        code_sha256=config.code_sha256,
-        handler=config.handler,
-        runtime=config.runtime,
-        memory_mib=config.memory_mib,
-        timeout_s=config.timeout_s,
-        init_timeout_s=config.init_timeout_s,
-        region=region,
-        environment=config.environment,
-        layers=tuple(ref.sha256 for ref in config.layers),
+    return spec_of_config(
+        config, appid=record.appid, uin=record.uin, namespace=record.namespace, function=function, region=region
     )
 
 

@@ -48,4 +48,6 @@ TRIGGER_RETRIES_RANGE: Final = (0, 10_000)
 TRIGGER_CONCURRENCY_RANGE: Final = (1, 1_000)  # ours
 FRAME_BYTES: Final = 8 * 1024 * 1024  # ours: largest frame between processes
 SIGNATURE_SKEW_S: Final = 300
-TENANT_CONCURRENCY: Final = 1_000  # ours, until PutTotalConcurrencyConfig exists: invocations at once
+TENANT_CONCURRENCY_MIB: Final = 128_000  # SCF: the region quota, all namespaces together
+UNRESERVED_MIB: Final = 12_800  # what must be left to functions without a reservation
+PROVISION_GAP: Final = 100  # provisioned workers of a function stay so many below its concurrency

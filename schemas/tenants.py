@@ -1,4 +1,4 @@
-"""What belongs to a tenant as a whole: its namespaces, API keys and layers, as they stand in Penstock's own topics.
+"""What belongs to a tenant as a whole: its namespaces, API keys, layers and limits, as they stand in Penstock's own topics.
 
 Evolution rules are those of `schemas.records`. All of a tenant is decided in one place (streams, keyed by appid), because its limits and
 refusals look at several rows at once: so many namespaces, never the last key.
@@ -7,6 +7,8 @@ refusals look at several rows at once: so many namespaces, never the last key.
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from schemas.concurrency import LimitRecord, ProvisionRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,8 @@ class TenantCommand:
     """One wish about a tenant; topic penstock.control.tenants.v1, keyed by appid. `kind` is one of `TENANT_COMMAND_KINDS`.
 
     It carries the whole row as it is to be (of a deletion: as it was); a layer that is published gets its version from streams. `last_too`
-    lets the last key of a tenant go as well.
+    lets the last key of a tenant go as well. A limit or provision whose `applied` is 0 or more is deleted only if that is still the last
+    change of it.
     """
 
     command_id: str
@@ -97,6 +100,8 @@ class TenantCommand:
     key: KeyRecord | None = None
     last_too: bool = False
     layer: LayerRecord | None = None
+    limit: LimitRecord | None = None
+    provision: ProvisionRecord | None = None
 
 
 TENANT_COMMAND_KINDS = (
@@ -108,6 +113,11 @@ TENANT_COMMAND_KINDS = (
     "delete-key",
     "publish-layer",
     "delete-layer",
+    "put-reserved",
+    "put-total",
+    "delete-limit",
+    "put-provision",
+    "delete-provision",
 )
 
 

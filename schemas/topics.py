@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from schemas import events, records, tenants
+from schemas import concurrency, events, records, tenants
 
 CONTROL_PARTITIONS: Final = 4
 HOUR_MS: Final = 3_600_000
@@ -54,6 +54,8 @@ REQUESTS: Final = "penstock.control.requests.v1"
 NAMESPACES: Final = "penstock.registry.namespaces.v1"
 KEYS: Final = "penstock.registry.keys.v1"
 LAYERS: Final = "penstock.registry.layers.v1"
+LIMITS: Final = "penstock.registry.limits.v1"
+PROVISIONS: Final = "penstock.registry.provisions.v1"
 STEPS_CODE: Final = "penstock.steps.code.v1"
 STEPS_NETWORK: Final = "penstock.steps.network.v1"
 STEPS_COMPUTE: Final = "penstock.steps.compute.v1"
@@ -66,6 +68,7 @@ STEP_TOPICS: Final = {
 }  # fmt: skip
 """Where the steps of each sub-resource module go."""
 MEMBERS: Final = "penstock.fabric.members.v1"
+PROVISION_STATUS: Final = "penstock.fabric.provisions.v1"
 INVOCATIONS: Final = "penstock.telemetry.invocations.v1"
 ACTIVITY: Final = "penstock.telemetry.functions.v1"
 LANES: Final = "penstock.lanes.status.v1"
@@ -93,6 +96,8 @@ TOPICS: Final[tuple[TopicSpec, ...]] = (
     TopicSpec(NAMESPACES, tenants.NamespaceRecord, _C, True, None, "streams", "namespaces of every tenant"),
     TopicSpec(KEYS, tenants.KeyRecord, _C, True, None, "streams", "API keys, secrets sealed"),
     TopicSpec(LAYERS, tenants.LayerRecord, _C, True, None, "streams", "published layers of every tenant"),
+    TopicSpec(LIMITS, concurrency.LimitRecord, _C, True, None, "streams", "limits of concurrency of every tenant"),
+    TopicSpec(PROVISIONS, concurrency.ProvisionRecord, _C, True, None, "streams", "workers to be kept ready"),
     TopicSpec(STEPS_CODE, records.StepCommand, _C, False, 24 * HOUR_MS, "streams", "steps for the code module"),
     TopicSpec(STEPS_NETWORK, records.StepCommand, _C, False, 24 * HOUR_MS, "streams", "steps for the network module"),
     TopicSpec(STEPS_COMPUTE, records.StepCommand, _C, False, 24 * HOUR_MS, "streams", "steps for the compute module"),
@@ -100,6 +105,7 @@ TOPICS: Final[tuple[TopicSpec, ...]] = (
     TopicSpec(STEPS_TRIGGER, records.StepCommand, _C, False, 24 * HOUR_MS, "streams", "steps for the trigger module"),
     TopicSpec(STEP_RESULTS, records.StepResult, _C, False, 24 * HOUR_MS, "modules", "answers of the modules"),
     TopicSpec(MEMBERS, records.Member, 1, True, None, "every process", "who is alive, and where"),
+    TopicSpec(PROVISION_STATUS, concurrency.ProvisionStatus, 1, True, None, "agent", "workers that are ready"),
     TopicSpec(
         INVOCATIONS, records.InvocationWindow, _C, False, HOUR_MS, "gateway", "what ran, per function and window"
     ),

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Final
 
 from infra import clock
 from schemas import avro
-from schemas.ids import layer_key
+from schemas.concurrency import LimitRecord, ProvisionRecord
+from schemas.records import Outcome
 from schemas.tenants import KeyRecord, LayerRecord, NamespaceRecord, TenantCommand
-from schemas.topics import KEYS, LAYERS, NAMESPACES
+from schemas.topics import KEYS, LAYERS, LIMITS, NAMESPACES, PROVISIONS
 from streams import processors, tenants
 from streams.processors import Input, Journal, Outbox, Publication, Sweep, decoded
+
+_TOPICS: Final[Mapping[type, str]] = {
+    NamespaceRecord: NAMESPACES,
+    KeyRecord: KEYS,
+    LayerRecord: LAYERS,
+    LimitRecord: LIMITS,
+    ProvisionRecord: PROVISIONS,
+}
 
 
 def publication(output: tenants.Output, *, partition: int) -> Publication:
     """Where an output goes. Rows go to the partition number that the tenant's commands come from."""
-    if isinstance(output, NamespaceRecord):
-        key = tenants.namespace_key(output.appid, output.name)
-        return Publication(NAMESPACES, partition, key.encode(), avro.encode(output))
-    if isinstance(output, KeyRecord):
-        return Publication(KEYS, partition, output.secret_id.encode(), avro.encode(output))
-    if isinstance(output, LayerRecord):
-        key = layer_key(output.appid, output.name, output.version)
-        return Publication(LAYERS, partition, key.encode(), avro.encode(output))
     if isinstance(output, tenants.Gone):
-        topic = KEYS if "/" not in output.key else LAYERS if "@" in output.key else NAMESPACES
-        return Publication(topic, partition, output.key.encode(), None)
-    return processors.publication(output, partition=partition)
+        return Publication(_topic_of(output.key), partition, output.key.encode(), None)
+    if isinstance(output, Outcome):
+        return processors.publication(output, partition=partition)
+    return Publication(_TOPICS[type(output)], partition, tenants.row_key(output).encode(), avro.encode(output))
+
+
+def _topic_of(key: str) -> str:
+    """By the shape of a row's key, as `tenants.TenantEntry` has them."""
+    if "@" in key:
+        return LAYERS
+    return (KEYS, NAMESPACES, LIMITS, PROVISIONS)[key.count("/")]
 
 
 class TenantProcessor:

@@ -1,4 +1,4 @@
-"""The decisions about tenants: their namespaces, API keys and layers. One entry per tenant, so that limits over several rows hold.
+"""The decisions about tenants: their namespaces, API keys, layers and limits of concurrency. One entry per tenant, so that limits over several rows hold.
 
 Pure: no Faust, no clock, no I/O. As in `streams.registry`, all that follows from the last command stands in the entry itself, so
 `outputs` says the same again after a crash.
@@ -12,11 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
+from schemas.concurrency import TOTAL, LimitRecord, ProvisionRecord, limit_key, provision_key
 from schemas.ids import DEFAULT_NAMESPACE, layer_key
 from schemas.limits import KEYS_PER_TENANT, NAMESPACES_PER_TENANT
 from schemas.records import Outcome
 from schemas.tenants import KeyRecord, LayerRecord, NamespaceRecord, TenantCommand, is_usable
-from streams import layers
+from streams import concurrency, layers
 
 FORGET_AFTER_MS: Final = 3_600_000
 """How long the marks of a tenant that has nothing left are kept: far longer than a command can still come again."""
@@ -25,8 +26,9 @@ FORGET_AFTER_MS: Final = 3_600_000
 @dataclass(frozen=True, slots=True)
 class TenantEntry:
     """All of one tenant. `seq` and `applied` as in `streams.registry.Entry`; `moved` is the key of the row that the last command changed,
-    in the topic of namespaces (`appid/name`), of keys (a secret id, without a slash) or of layers (`appid/name@N`); empty when it changed none.
-    `published` is the layer version that it made; of the others only the numbers stand here.
+    in the topic of namespaces (`appid/name`), of keys (a secret id, without a slash), of layers (`appid/name@N`), of limits
+    (`appid/namespace/function`) or of provisions (`appid/namespace/function/version`); empty when it changed none. `published`, `limit` and
+    `provision` are the row that it made; of the others only what decisions need stands here.
     """
 
     seq: int = 0
@@ -38,22 +40,39 @@ class TenantEntry:
     outcomes: tuple[Outcome, ...] = ()
     layers: tuple[layers.Shelf, ...] = ()
     published: LayerRecord | None = None
+    allotment: concurrency.Allotment | None = None
+    limit: LimitRecord | None = None
+    provision: ProvisionRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """The row of a namespace, key or layer version is deleted."""
+    """The row of a namespace, key, layer version, limit or provision is deleted."""
 
     key: str
 
 
-Output = NamespaceRecord | KeyRecord | LayerRecord | Gone | Outcome
+Row = NamespaceRecord | KeyRecord | LayerRecord | LimitRecord | ProvisionRecord
+Output = Row | Gone | Outcome
 NEW: Final = TenantEntry()
 
 
 def namespace_key(appid: str, name: str) -> str:
     """Key of a namespace's row."""
     return f"{appid}/{name}"
+
+
+def row_key(row: Row) -> str:
+    """Key of a row in its topic."""
+    if isinstance(row, NamespaceRecord):
+        return namespace_key(row.appid, row.name)
+    if isinstance(row, KeyRecord):
+        return row.secret_id
+    if isinstance(row, LayerRecord):
+        return layer_key(row.appid, row.name, row.version)
+    if isinstance(row, LimitRecord):
+        return limit_key(row.appid, row.namespace, row.function)
+    return provision_key(row.appid, row.namespace, row.function, row.version)
 
 
 def take(entry: TenantEntry, command: TenantCommand, offset: int) -> tuple[TenantEntry, tuple[Output, ...]]:
@@ -72,6 +91,8 @@ def take(entry: TenantEntry, command: TenantCommand, offset: int) -> tuple[Tenan
             moved="",
             outcomes=(),
             published=None,
+            limit=None,
+            provision=None,
         )
         decided = _DECISIONS.get(command.kind, _unknown)(marked, command)
         if isinstance(decided, Outcome):
@@ -86,18 +107,14 @@ def outputs(entry: TenantEntry) -> tuple[Output, ...]:
     """All that the last command has to make known; the same each time it is asked."""
     if not entry.moved:
         return entry.outcomes
-    rows: dict[str, NamespaceRecord | KeyRecord | LayerRecord] = {
-        namespace_key(n.appid, n.name): n for n in entry.namespaces
-    }
-    rows |= {k.secret_id: k for k in entry.keys}
-    if (made := entry.published) is not None:
-        rows[layer_key(made.appid, made.name, made.version)] = made
+    made = (entry.published, entry.limit, entry.provision)
+    rows = {row_key(row): row for row in (*entry.namespaces, *entry.keys, *made) if row is not None}
     return (rows.get(entry.moved, Gone(entry.moved)), *entry.outcomes)
 
 
 def is_forgettable(entry: TenantEntry, now_ms: int) -> bool:
     """True for a tenant that has nothing left, when no command of it can come again."""
-    has_nothing = not entry.namespaces and not entry.keys and not entry.layers
+    has_nothing = not (entry.namespaces or entry.keys or entry.layers) and entry.allotment in (None, concurrency.NONE)
     return has_nothing and now_ms - entry.unix_ms > FORGET_AFTER_MS
 
 
@@ -232,6 +249,74 @@ def _delete_layer(entry: TenantEntry, command: TenantCommand) -> TenantEntry | O
     return replace(entry, layers=left, moved=layer_key(command.appid, wanted.name, wanted.version))
 
 
+def _put_limit(entry: TenantEntry, command: TenantCommand) -> TenantEntry | Outcome:
+    wanted = command.limit
+    if wanted is None:
+        return _malformed(command)
+    is_total = command.kind == "put-total"
+    grant = concurrency.Grant(
+        wanted.namespace, "" if is_total else wanted.function, wanted.memory_mib, applied=entry.applied
+    )
+    decide = concurrency.put_total if is_total else concurrency.put_reserved
+    allotment = decide(entry.allotment or concurrency.NONE, grant)
+    if isinstance(allotment, layers.Refusal):
+        return _refusal(command, allotment.code, allotment.message)
+    row = replace(
+        wanted, appid=command.appid, seq=entry.seq, applied=entry.applied, command_id=command.command_id,
+        function=TOTAL if is_total else wanted.function,
+    )  # fmt: skip
+    return replace(entry, allotment=allotment, limit=row, moved=row_key(row))
+
+
+def _delete_limit(entry: TenantEntry, command: TenantCommand) -> TenantEntry | Outcome:
+    wanted = command.limit
+    if wanted is None:
+        return _malformed(command)
+    function = "" if wanted.function == TOTAL else wanted.function
+    grant = concurrency.Grant(wanted.namespace, function, 0, applied=wanted.applied)
+    before = entry.allotment or concurrency.NONE
+    left = concurrency.delete_grant(before, grant)
+    if left == before:
+        return entry
+    return replace(entry, allotment=left, moved=limit_key(command.appid, wanted.namespace, wanted.function))
+
+
+def _provision(wanted: ProvisionRecord, applied: int) -> concurrency.Provision:
+    return concurrency.Provision(
+        wanted.namespace, wanted.function, wanted.version, wanted.target, wanted.config.memory_mib, applied
+    )
+
+
+def _put_provision(entry: TenantEntry, command: TenantCommand) -> TenantEntry | Outcome:
+    wanted = command.provision
+    if wanted is None:
+        return _malformed(command)
+    allotment = concurrency.put_provision(entry.allotment or concurrency.NONE, _provision(wanted, entry.applied))
+    if isinstance(allotment, layers.Refusal):
+        return _refusal(command, allotment.code, allotment.message)
+    row = replace(
+        wanted,
+        appid=command.appid,
+        seq=entry.seq,
+        applied=entry.applied,
+        command_id=command.command_id,
+        modified_unix_ms=command.unix_ms,
+    )
+    return replace(entry, allotment=allotment, provision=row, moved=row_key(row))
+
+
+def _delete_provision(entry: TenantEntry, command: TenantCommand) -> TenantEntry | Outcome:
+    wanted = command.provision
+    if wanted is None:
+        return _malformed(command)
+    before = entry.allotment or concurrency.NONE
+    left = concurrency.delete_provision(before, _provision(wanted, wanted.applied))
+    if left == before:
+        return entry
+    key = provision_key(command.appid, wanted.namespace, wanted.function, wanted.version)
+    return replace(entry, allotment=left, moved=key)
+
+
 def _no_namespace(command: TenantCommand, wanted: NamespaceRecord) -> Outcome:
     return _refusal(command, "ResourceNotFound.Namespace", f"namespace {wanted.name!r} does not exist")
 
@@ -261,4 +346,9 @@ _DECISIONS: Final = {
     "delete-key": _delete_key,
     "publish-layer": _publish_layer,
     "delete-layer": _delete_layer,
+    "put-reserved": _put_limit,
+    "put-total": _put_limit,
+    "delete-limit": _delete_limit,
+    "put-provision": _put_provision,
+    "delete-provision": _delete_provision,
 }

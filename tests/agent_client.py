@@ -197,7 +197,15 @@ class Running:
 
 def config(address: str, folder: Path, limits: HostLimits | None = None) -> AgentConfig:
     return AgentConfig(
-        "agent-1", "host-1", "zone-1", address, KEY, folder / "agent", stop_s=1.0, limits=limits or HostLimits()
+        "agent-1",
+        "host-1",
+        "zone-1",
+        address,
+        KEY,
+        folder / "agent",
+        "ap-guangzhou",
+        stop_s=1.0,
+        limits=limits or HostLimits(),
     )
 
 

@@ -16,18 +16,21 @@ from infra.credentials import Credentials
 from infra.metrics import MetricRegistry
 from infra.sealing import Seal
 from infra.steps import StepRetry
+from ingest.api.background import BackgroundWork
 from ingest.api.calls import Api
 from ingest.api.keystore import TenantKeys
 from ingest.api.ports import KeyPair, LaneState, LogPage, Owner, Position
 from ingest.api.registry import Registry
 from ingest.api.server import ApiServer
 from ingest.api.services import Services
+from ingest.api.upkeep import LimitUpkeep
 from ingest.events.runner import status_of
 from ingest.trigger_steps import TriggerModule
+from schemas.concurrency import LimitRecord, ProvisionRecord, ProvisionStatus
 from schemas.errors import BadPackage, BrokerUnavailable, ObjectNotFound
 from schemas.events import AsyncEvent, EventState, EventStatus, Termination
 from schemas.frames import WANT_LOG_TAIL, Flow, Result
-from schemas.ids import FunctionKey, TriggerKey, layer_key
+from schemas.ids import FunctionKey, TriggerKey
 from schemas.lifecycle import FunctionStatus
 from schemas.records import (
     AliasRecord,
@@ -47,8 +50,10 @@ from schemas.records import (
 from schemas.runerror import error_body
 from schemas.runstatus import RunStatus
 from schemas.tenants import KeyRecord, LayerRecord, NamespaceRecord, TenantCommand
+from schemas.topics import KEYS, LAYERS, LIMITS, NAMESPACES, PROVISIONS
 from streams import tenants
 from streams import versions as ledger
+from streams.tenancy import publication
 
 T = TypeVar("T")
 SECRET_ID, SECRET_KEY, APPID, UIN = "AKIDtest", "secretfortests", "1250000001", "100000000001"
@@ -129,6 +134,8 @@ class FakeStreams:
     namespaces: FakeView[NamespaceRecord] = field(default_factory=FakeView)
     keys: FakeView[KeyRecord] = field(default_factory=FakeView)
     layers: FakeView[LayerRecord] = field(default_factory=FakeView)
+    limits: FakeView[LimitRecord] = field(default_factory=FakeView)
+    provisions: FakeView[ProvisionRecord] = field(default_factory=FakeView)
     tenants: dict[str, tenants.TenantEntry] = field(default_factory=dict)
     versions: FakeView[VersionRecord] = field(default_factory=FakeView)
     aliases: FakeView[AliasRecord] = field(default_factory=FakeView)
@@ -242,18 +249,20 @@ class FakeStreams:
         """As the real core decides."""
         entry, outputs = tenants.take(self.tenants.get(command.appid, tenants.NEW), command, ticket.offset)
         self.tenants[command.appid] = entry
+        views: dict[str, FakeView[Any]] = {
+            NAMESPACES: self.namespaces,
+            KEYS: self.keys,
+            LAYERS: self.layers,
+            LIMITS: self.limits,
+            PROVISIONS: self.provisions,
+        }
         for output in outputs:
-            if isinstance(output, NamespaceRecord):
-                self.namespaces.put(tenants.namespace_key(output.appid, output.name), output)
-            elif isinstance(output, KeyRecord):
-                self.keys.put(output.secret_id, output)
-            elif isinstance(output, LayerRecord):
-                self.layers.put(layer_key(output.appid, output.name, output.version), output)
-            elif isinstance(output, tenants.Gone):
-                view: FakeView[Any] = self.namespaces if "/" in output.key else self.keys
-                (self.layers if "@" in output.key else view).put(output.key, None)
-            else:
+            if isinstance(output, Outcome):
                 self._tell(output, ticket)
+            else:
+                is_gone = isinstance(output, tenants.Gone)
+                key = output.key if isinstance(output, tenants.Gone) else tenants.row_key(output)
+                views[publication(output, partition=0).topic].put(key, None if is_gone else output)
 
     def _apply(self, key: str, command: Command, offset: int) -> None:
         if command.trigger is not None:
@@ -481,6 +490,7 @@ class FakeFabric:
         self.triggers: FakeView[TriggerRecord] = FakeView()
         self.activity: FakeView[FunctionActivity] = FakeView()
         self.members: FakeView[Member] = FakeView()
+        self.kept: FakeView[ProvisionStatus] = FakeView()
         self.streams = FakeStreams(self.functions, self.triggers, delay_s)
         self.store = FakeStore()
         self.invoker = FakeInvoker()
@@ -492,6 +502,7 @@ class FakeFabric:
         self.events = FakeEvents()
         self.health = FakeHealth()
         self.clock = FakeClock()
+        self.background = BackgroundWork()
         self.metrics = MetricRegistry()
         self.seal = Seal(bytes(32), purpose="keys")
         self.services = Services(
@@ -500,6 +511,8 @@ class FakeFabric:
             namespaces=Registry(self.streams.namespaces, self.clock.mono_s),
             keys=Registry(self.streams.keys, self.clock.mono_s),
             layers=Registry(self.streams.layers, self.clock.mono_s),
+            limits=Registry(self.streams.limits, self.clock.mono_s),
+            provisions=Registry(self.streams.provisions, self.clock.mono_s),
             versions=Registry(self.streams.versions, self.clock.mono_s),
             aliases=Registry(self.streams.aliases, self.clock.mono_s),
             owner=Owner(SECRET_ID, APPID, UIN, SINCE_MS),
@@ -515,10 +528,15 @@ class FakeFabric:
             events=self.events,
             activity=self.activity,
             members=self.members,
+            kept=self.kept,
             clock=self.clock,
             region="ap-guangzhou",
             bootstrap_servers=FABRIC_SERVERS,
         )
+        self.upkeep = LimitUpkeep(
+            self.functions, self.streams.versions, self.streams.namespaces, self.streams.limits,
+            self.streams.provisions, self.streams, self.background, self.clock,
+        )  # fmt: skip
         own = Credentials(SECRET_ID, SECRET_KEY, "ap-guangzhou", APPID, UIN)
         keys = TenantKeys(own, self.services.keys, self.seal, self.clock)
         self.api = Api(self.services, FakeKeys(keys, *more_keys), self.metrics)

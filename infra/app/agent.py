@@ -7,21 +7,31 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from infra.app.process import Process, main, wait_for_kafka
 from infra.credentials import fabric_key
+from infra.kafka.clients import Cluster
 from infra.kafka.producer import Producer
+from infra.kafka.tables import TableReader
 from infra.objectstore.store import ObjectStore
 from infra.settings import FabricSettings, store_address
 from infra.steps import StepLoop
+from infra.telemetry import get_logger
 from proxy.network import NetworkModule
 from sandbox.agent.agent import AgentConfig, StepHandler, run_agent
 from sandbox.agent.host import HostLimits
+from sandbox.agent.provisions import Provisions
 from sandbox.driver import Capabilities
 from sandbox.jail import JailConfig, JailDriver
-from schemas.errors import ConfigError, IsolationUnavailable
+from schemas import topics
+from schemas.errors import ConfigError, IsolationUnavailable, PenstockError
+
+log = get_logger("infra.app.agent")
+FOLLOW_AGAIN_S = 1.0
 
 
 def fabric_id(data_dir: Path) -> str:
@@ -81,13 +91,22 @@ async def _serve(process: Process, driver: JailDriver, folder: Path) -> None:
         address=f"unix:@penstock-{fabric_id(settings.data_dir)}-{process.slot}",
         key=fabric_key(settings.data_dir),
         folder=folder,
+        region=settings.region,
         bucket=address.bucket,
         stop_s=1.0,
         limits=HostLimits(keep_alive_s=settings.worker_idle_s),
     )
     stop = asyncio.Event()
     running = asyncio.get_running_loop().create_task(
-        run_agent(config, driver=driver, store=store, producer=producer, stop=stop, steps=steps)
+        run_agent(
+            config,
+            driver=driver,
+            store=store,
+            producer=producer,
+            stop=stop,
+            steps=steps,
+            follow=partial(_follow, process.cluster),
+        )
     )
     network = asyncio.get_running_loop().create_task(steps("network", NetworkModule().handle))
     try:
@@ -102,6 +121,29 @@ async def _serve(process: Process, driver: JailDriver, folder: Path) -> None:
         await asyncio.wait([network])
         await producer.close(1.0)
         await store.close()
+
+
+async def _follow(cluster: Cluster, provisions: Provisions) -> None:
+    """Feed the agent's provisions from their topic and that of the members; a broker that is away is tried again."""
+    fed: dict[str, Callable[[str, Any], None]] = {
+        topics.PROVISIONS: provisions.provision_changed,
+        topics.MEMBERS: provisions.member_changed,
+    }
+    while True:
+        tables = TableReader(cluster, [spec for spec in topics.TOPICS if spec.name in fed])
+        try:
+            await tables.start()
+            for name, changed in fed.items():
+                view = tables.view(name)
+                view.subscribe(changed)
+                for key, row in list(view.items().items()):
+                    changed(key, row)
+            await provisions.run()
+        except PenstockError as exc:
+            log.warning("provisions can't be followed", reason=str(exc))
+            await asyncio.sleep(FOLLOW_AGAIN_S)
+        finally:
+            await tables.close()
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:

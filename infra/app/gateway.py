@@ -22,6 +22,7 @@ from infra.sealing import Seal
 from infra.settings import store_address
 from infra.steps import StepLoop
 from ingest.api.adapters import KafkaCommands, KafkaLaneStates, KafkaRequests, StoredCode
+from ingest.api.background import BackgroundWork
 from ingest.api.calls import Api
 from ingest.api.collection import PackageCollector
 from ingest.api.kafka_events import KafkaEvents, KafkaOutlet
@@ -33,6 +34,7 @@ from ingest.api.ports import Owner
 from ingest.api.registry import Registry
 from ingest.api.server import ApiServer
 from ingest.api.services import Services
+from ingest.api.upkeep import LimitUpkeep
 from ingest.deadletter import DeadIndex, DeadLetterSink
 from ingest.events.work import EventWork, kafka_topics
 from ingest.trigger_steps import TriggerModule
@@ -48,11 +50,12 @@ from schemas.records import Member
 
 WINDOW_MS = 250
 HEARTBEAT_S = 2.0
+SWEEP_S = 30.0
 STREAMS_STALE_MS = 10_000
 _TABLES = (
     topics.FUNCTIONS, topics.TRIGGERS, topics.MEMBERS, topics.ACTIVITY, topics.LANES, topics.OUTCOMES,
     topics.NAMESPACES, topics.KEYS, topics.REQUESTS, topics.VERSIONS, topics.ALIASES,
-    topics.LAYERS, topics.TERMINATIONS,
+    topics.LAYERS, topics.LIMITS, topics.PROVISIONS, topics.PROVISION_STATUS, topics.TERMINATIONS,
 )  # fmt: skip
 
 
@@ -92,6 +95,10 @@ class Gateway:
             resolver = Resolver(functions, region=settings.region, versions=versions, aliases=aliases)
             dispatcher = Dispatcher(resolver, self._counts, self._agents)
             self._dispatcher = dispatcher
+            limits = view(topics.LIMITS)
+            limits.subscribe(dispatcher.limit_changed)
+            for key, limit in list(limits.items().items()):
+                dispatcher.limit_changed(key, limit)
             members = view(topics.MEMBERS)
             members.subscribe(self._agents.member_changed)
             for key, member in list(members.items().items()):
@@ -102,13 +109,15 @@ class Gateway:
                 address.endpoint, address.keys.access_key, address.keys.secret_key, region=address.region
             )
             stack.push_async_callback(store.close)
-            scanner, admin, sources = (
+            scanner, admin, background, sources = (
                 Scanner(cluster),
                 Admin(cluster),
+                BackgroundWork(),
                 KafkaSources(cluster),
             )
             dead = DeadIndex(admin, scanner)
-            stack.push_async_callback(scanner.close)
+            for close in (scanner.close, background.close):
+                stack.push_async_callback(close)
             stack.callback(admin.close)
             stack.callback(sources.close)
             metrics = MetricRegistry()
@@ -146,6 +155,8 @@ class Gateway:
                 namespaces=Registry(view(topics.NAMESPACES), clock.mono_s),
                 keys=keys,
                 layers=Registry(view(topics.LAYERS), clock.mono_s),
+                limits=Registry(limits, clock.mono_s),
+                provisions=Registry(view(topics.PROVISIONS), clock.mono_s),
                 versions=versions,
                 aliases=aliases,
                 owner=Owner(own.secret_id, own.appid, own.uin, int(made_s * 1_000)),
@@ -161,10 +172,15 @@ class Gateway:
                 events=KafkaEvents(outlet, admin, scanner),
                 activity=view(topics.ACTIVITY),
                 members=members,
+                kept=view(topics.PROVISION_STATUS),
                 clock=clock,
                 region=settings.region,
                 bootstrap_servers=cluster.bootstrap_servers,
             )
+            upkeep = LimitUpkeep(
+                view(topics.FUNCTIONS), view(topics.VERSIONS), view(topics.NAMESPACES), limits, view(topics.PROVISIONS),
+                services.commands, background, clock,
+            )  # fmt: skip
             server = ApiServer(
                 Api(
                     services,
@@ -204,6 +220,7 @@ class Gateway:
                         ).run()
                     )
                 group.create_task(every(0.2, self._tick))
+                group.create_task(every(SWEEP_S, upkeep.sweep))
                 group.create_task(every(WINDOW_MS / 1000, self._report))
                 group.create_task(every(HEARTBEAT_S, self._heartbeat))
 

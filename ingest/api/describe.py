@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -30,7 +31,15 @@ def status_reasons(reasons: Sequence[StatusReason]) -> list[dict[str, str]]:
     return [{"ErrorCode": reason.code, "ErrorMessage": reason.message} for reason in reasons]
 
 
-def function_summary(record: FunctionRecord) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Concurrency:
+    """What of a function's concurrency is set: MB reserved (None: nothing is), and MB of all its provisioned workers."""
+
+    reserved_mib: int | None = None
+    provisioned_mib: int = 0
+
+
+def function_summary(record: FunctionRecord, concurrency: Concurrency) -> dict[str, Any]:
     """Structure Function of ListFunctions."""
     config = newest_config(record) or _NO_CONFIG
     return {
@@ -46,21 +55,24 @@ def function_summary(record: FunctionRecord) -> dict[str, Any]:
         "Tags": [],
         "AddTime": time_text(record.created_unix_ms),
         "ModTime": time_text(record.modified_unix_ms),
-        "TotalProvisionedConcurrencyMem": 0,
-        "ReservedConcurrencyMem": 0,
+        "TotalProvisionedConcurrencyMem": concurrency.provisioned_mib,
+        "ReservedConcurrencyMem": concurrency.reserved_mib,
         "AsyncRunEnable": "FALSE",
         "TraceEnable": "FALSE",
     }
 
 
 def function_detail(
-    record: FunctionRecord, triggers: Sequence[TriggerRecord], layers: Sequence[dict[str, Any]]
+    record: FunctionRecord,
+    triggers: Sequence[TriggerRecord],
+    layers: Sequence[dict[str, Any]],
+    concurrency: Concurrency,
 ) -> dict[str, Any]:
     """Answer of GetFunction; `layers` as `layer_info` and `deleted_layer` show them. Of what Penstock doesn't have, the value that says so."""
     config = newest_config(record) or _NO_CONFIG
     failed = record.status in _FAILED
     return {
-        **function_summary(record),
+        **function_summary(record, concurrency),
         "Handler": config.handler,
         "CodeSize": config.code_size,
         "CodeInfo": "",

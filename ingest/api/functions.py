@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from ingest.api.concurrency import concurrency_of
 from ingest.api.describe import function_detail, function_summary, newest_config, page
 from ingest.api.fields import short
 from ingest.api.function_plans import (
@@ -151,7 +152,8 @@ async def get_function(services: Services, call: Call, request: GetFunction) -> 
     version = main_version(services, key, request.qualifier, code="ResourceNotFound.FunctionVersion")
     triggers = [t for t in services.triggers_of(key) if version is None or t.qualifier == version.version]
     shown = as_function(record, version)
-    return function_detail(shown, triggers, layers_of(services, key.appid, newest_config(shown)))
+    layers = layers_of(services, key.appid, newest_config(shown))
+    return function_detail(shown, triggers, layers, concurrency_of(services, key))
 
 
 async def get_function_address(services: Services, call: Call, request: GetFunctionAddress) -> Answer:
@@ -176,7 +178,10 @@ async def list_functions(services: Services, call: Call, request: ListFunctions)
     ]
     ordered = _ordered(found, request.orderby, descending=request.order == "DESC")
     return {
-        "Functions": [function_summary(record) for record in page(ordered, request.offset, request.limit)],
+        "Functions": [
+            function_summary(record, concurrency_of(services, call.function(record.namespace, record.name)))
+            for record in page(ordered, request.offset, request.limit)
+        ],
         "TotalCount": len(found),
     }
 

@@ -6,10 +6,11 @@ server answers it with a coded error that says to try again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from schemas.concurrency import ProvisionStatus
 from schemas.events import AsyncEvent, EventStatus, Termination
 from schemas.frames import Flow, Result
 from schemas.ids import FunctionKey, TriggerKey
@@ -110,6 +111,7 @@ NamespacesView = View[NamespaceRecord]
 KeysView = View[KeyRecord]
 ActivityView = View[FunctionActivity]
 MembersView = View[Member]
+ProvisionStatusView = View[ProvisionStatus]
 
 
 class Ticket(Protocol):
@@ -299,4 +301,12 @@ class Health(Protocol):
 
     def parts(self) -> Mapping[str, bool]:
         """Each part that must be well, by name: tables, agent, streams."""
+        ...
+
+
+class Background(Protocol):
+    """Work that goes on after an answer, bounded and best effort."""
+
+    def later(self, what: str, work: Callable[[], Awaitable[bool]]) -> None:
+        """Run `work` until it says True, with growing pauses, for a minute at most; `what` names it in the log."""
         ...

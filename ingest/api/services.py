@@ -22,19 +22,22 @@ from ingest.api.ports import (
     LogReader,
     MembersView,
     Owner,
+    ProvisionStatusView,
     Seal,
     SourceAdmin,
     Ticket,
     WorkflowLog,
 )
 from ingest.api.registry import Registry
+from schemas.concurrency import LimitRecord, ProvisionRecord
 from schemas.errors import BadRequest
 from schemas.ids import DEFAULT_NAMESPACE, FunctionKey, TriggerKey, layer_key
 from schemas.records import AliasRecord, Command, FunctionRecord, Outcome, TriggerRecord, VersionRecord
 from schemas.tenants import KeyRecord, LayerRecord, NamespaceRecord, TenantCommand
 
 T = TypeVar("T", NamespaceRecord, KeyRecord, LayerRecord)
-L = TypeVar("L", VersionRecord, AliasRecord)
+L = TypeVar("L", VersionRecord, AliasRecord, LimitRecord, ProvisionRecord)
+C = TypeVar("C", LimitRecord, ProvisionRecord)
 OUTCOME_S: Final = 5.0
 """How long an answer that carries a result waits for it."""
 
@@ -61,6 +64,8 @@ class Services:
     namespaces: Registry[NamespaceRecord]
     keys: Registry[KeyRecord]
     layers: Registry[LayerRecord]
+    limits: Registry[LimitRecord]
+    provisions: Registry[ProvisionRecord]
     versions: Registry[VersionRecord]
     aliases: Registry[AliasRecord]
     owner: Owner
@@ -76,6 +81,7 @@ class Services:
     events: EventLog
     activity: ActivityView
     members: MembersView
+    kept: ProvisionStatusView
     clock: Clock
     region: str
     bootstrap_servers: str
@@ -185,12 +191,34 @@ class Services:
         ticket = await self.commands.send(str(key), command)
         outcome = await accepted(ticket, failed_code=failed_code, what=what, spent_s=self.clock.mono_s() - began_s)
         row, claim = wanted(outcome.result)
+        await self._until_shown(registry, row, claim, began_s, failed_code=failed_code, what=what)
+        return registry.get(row)
+
+    async def change_limit(
+        self, registry: Registry[C], row: str, command: TenantCommand, *, gone: bool, what: str
+    ) -> None:
+        """Send a command about a tenant's concurrency, and wait until it is decided and this gateway goes by it.
+
+        `row` is the key of what changes, or is gone then. Raises BadRequest when it was refused, or is not seen in time.
+        """
+        began_s, failed_code = self.clock.mono_s(), "FailedOperation"
+        ticket = await self.commands.send(command.appid, command)
+        await accepted(ticket, failed_code=failed_code, what=what, spent_s=self.clock.mono_s() - began_s)
+
+        def is_shown(state: C | None) -> bool:
+            return gone if state is None else state.applied >= ticket.offset
+
+        await self._until_shown(registry, row, is_shown, began_s, failed_code=failed_code, what=what)
+
+    async def _until_shown(
+        self, registry: Registry[L], row: str, claim: Callable[[L | None], bool], began_s: float, *, failed_code: str,
+        what: str,
+    ) -> None:  # fmt: skip
         left_s = max(0.05, OUTCOME_S - (self.clock.mono_s() - began_s))
         if not await _is_shown(registry, row, claim, left_s):
             raise BadRequest(
                 failed_code, f"{what} is done but not to be seen here after {OUTCOME_S:g} s; look again soon"
             )
-        return registry.get(row)
 
     @contextmanager
     def creating(self, key: TriggerKey) -> Iterator[None]:

@@ -8,8 +8,6 @@ from typing import Final
 from schemas.errors import BadRequest
 
 _DOMAINS: Final = "functions are reached by the bridge's own address, and custom domains are not built"
-_PROVISIONED: Final = "workers are kept warm by forecast; fixed numbers of them can't be set yet"
-_RESERVED: Final = "a function's or tenant's share of the concurrency can't be set yet"
 
 UNBUILT: Final[Mapping[str, str]] = {
     "CreateCustomDomain": _DOMAINS,
@@ -17,13 +15,6 @@ UNBUILT: Final[Mapping[str, str]] = {
     "ListCustomDomains": _DOMAINS,
     "UpdateCustomDomain": _DOMAINS,
     "DeleteCustomDomain": _DOMAINS,
-    "PutProvisionedConcurrencyConfig": _PROVISIONED,
-    "GetProvisionedConcurrencyConfig": _PROVISIONED,
-    "DeleteProvisionedConcurrencyConfig": _PROVISIONED,
-    "PutReservedConcurrencyConfig": _RESERVED,
-    "GetReservedConcurrencyConfig": _RESERVED,
-    "DeleteReservedConcurrencyConfig": _RESERVED,
-    "PutTotalConcurrencyConfig": _RESERVED,
 }
 """Reason by action."""
 

@@ -17,6 +17,9 @@ from schemas.runstatus import RunStatus, blames_platform
 QUICK: Final = 5
 """Platform failures in a row that are tried again at once, before the event goes to wait."""
 QUICK_FIRST_MS: Final = 50
+AT_LIMIT: Final = 60
+"""The same for runs that a limit of concurrency did not let in, each of which has waited its turn for a second."""
+AT_LIMIT_MS: Final = 200
 
 
 class Fate(StrEnum):
@@ -73,7 +76,9 @@ def after(
     if is_terminated:
         return Decision(Fate.ABORTED, event)
     if _is_platforms(status):
-        if quick < QUICK:
+        if status == RunStatus.CONCURRENCY and quick < AT_LIMIT:
+            return Decision(Fate.SOON, event, AT_LIMIT_MS)
+        if status != RunStatus.CONCURRENCY and quick < QUICK:
             return Decision(Fate.SOON, event, QUICK_FIRST_MS << quick)
         then = replace(event, deferrals=event.deferrals + 1, due_unix_ms=now_ms + retry_ms)
         return Decision(Fate.FAILED if _is_expired(event, policy, then.due_unix_ms) else Fate.LATER, then)

@@ -43,6 +43,7 @@ class Submit(Protocol):
         flags: int,
         done: Callable[[Result], None],
         request_id: bytes | None = None,
+        waits: bool = False,
     ) -> None:
         """Never raises; `done` is called exactly once, on the loop, possibly before this returns."""
         ...
@@ -203,6 +204,7 @@ class Runner:
             flags=0,
             done=done,
             request_id=UUID(event.request_id).bytes,
+            waits=True,
         )
         return await answer
 

@@ -25,6 +25,7 @@ from sandbox.agent.journal import Journal
 from sandbox.agent.logs import LogShipper
 from sandbox.agent.membership import Membership, RecordSink
 from sandbox.agent.nodes import Nodes
+from sandbox.agent.provisions import Provisions
 from sandbox.agent.recentlogs import RecentBlocks
 from sandbox.agent.starting import Starter
 from sandbox.driver import NodeDriver
@@ -40,8 +41,8 @@ StepHandler = Callable[[StepCommand], Awaitable[tuple[StatusReason, ...]]]
 class AgentConfig:
     """What an agent must be told.
 
-    `address` is where it listens (`unix:@NAME`, `unix:/PATH` or `tcp:HOST:PORT`, port 0 for any); `key` is the fabric's; `folder` is the agent's own
-    below the data folder. `stop_s` is how long running invocations may take to end when it stops.
+    `address` is where it listens (`unix:@NAME`, `unix:/PATH` or `tcp:HOST:PORT`, port 0 for any); `key` and `region` are the fabric's; `folder` is the agent's
+    own below the data folder. `stop_s` is how long running invocations may take to end when it stops.
     """
 
     member_id: str
@@ -50,6 +51,7 @@ class AgentConfig:
     address: str
     key: bytes
     folder: Path
+    region: str
     bucket: str = CODE_BUCKET
     cache_bytes: int = DEFAULT_BYTES
     recent_log_bytes: int = 64 * 1024 * 1024
@@ -75,6 +77,9 @@ class Agent:
         self._links: set[GatewayLink] = set()
         self._membership = Membership(
             producer, member_id=config.member_id, host=config.host, zone=config.zone, facts=self.facts
+        )
+        self.provisions = Provisions(
+            self.host, producer, member_id=config.member_id, term=self._membership.term, region=config.region
         )
         identity = {"kind": "agent", "id": config.member_id, "term": self._membership.term}
         self._server = Server(config.address, config.key, identity, self._opened)
@@ -150,6 +155,7 @@ async def run_agent(
     producer: RecordSink,
     stop: asyncio.Event,
     steps: Callable[[str, StepHandler], Coroutine[Any, Any, None]] | None = None,
+    follow: Callable[[Provisions], Coroutine[Any, Any, None]] | None = None,
     ready: Callable[[Agent], None] | None = None,
 ) -> None:
     """Run an agent until `stop` is set.
@@ -161,6 +167,7 @@ async def run_agent(
         producer: started and closed by the caller, who flushes it after this returns.
         stop: set it to stop: running invocations get `config.stop_s` to end.
         steps: makes the endless run of a sub-resource module's step loop from its name and handler.
+        follow: makes the endless run that feeds the agent's provisions and lets them look.
         ready: called once, when it listens.
 
     Raises:
@@ -175,6 +182,8 @@ async def run_agent(
             tasks = [group.create_task(agent.announce())]
             if steps is not None:
                 tasks += [group.create_task(steps(*module)) for module in agent.modules.items()]
+            if follow is not None:
+                tasks.append(group.create_task(follow(agent.provisions)))
             await stop.wait()
             for task in tasks:
                 task.cancel()

@@ -30,6 +30,9 @@ _STATUS: Final = {
     DoneOutcome.REPLY_TOO_LARGE: RunStatus.REPLY_TOO_LARGE,
     DoneOutcome.BAD_REPLY: RunStatus.USER_EXCEPTION,
 }
+KEPT_WAIT_FIRST_S: Final = 1.0
+KEPT_WAIT_LIMIT_S: Final = 30.0
+"""Pauses between starts ahead that fail: doubled each time."""
 START_SEEN_S: Final = 0.05
 """A call that runs longer has its START line written before its end."""
 TROUBLE_RUNS: Final = 5_000
@@ -89,6 +92,13 @@ class FunctionPool:
         self.failure: Failure | None = None
         self.superseded = False
         self.closed = False
+        self.kept = 0
+        """So many workers are to be ready, whether called or not."""
+        self.kept_from = 0.0
+        """Monotonic seconds before which no more of them is tried, because the last start failed."""
+        self.kept_wait_s = 0.0
+        self.kept_why = ""
+        """Why the last of them did not come up, or ended by itself; empty after a good start."""
         self.last_used = 0.0
         self._careful_runs = 0
         self._timeout_s = float(spec.timeout_s)
@@ -98,6 +108,15 @@ class FunctionPool:
     def ready(self) -> int:
         """Workers that can be given calls."""
         return len(self.idle) + len(self.busy)
+
+    @property
+    def spare(self) -> int:
+        """Idle workers that may go: the first so many of `idle`."""
+        return min(len(self.idle), max(0, self.ready - self.kept))
+
+    def missing(self, now: float) -> int:
+        """Workers to start for those that are to be ready."""
+        return max(0, self.kept - self.ready - self.starting) if now >= self.kept_from else 0
 
     def running_s(self, now: float) -> float:
         """How long the call that runs longest has run."""
@@ -263,6 +282,9 @@ class FunctionPool:
     def worker_ready(self, worker: WorkerLink, now: float) -> None:
         """A started worker may be used."""
         self.failure = None
+        self.kept_why = ""
+        if self.kept and not self.queue:
+            worker.level = 0  # nobody waited for it
         self.idle.append(worker)
         self.last_used = now
         self.pump(now)
@@ -270,6 +292,7 @@ class FunctionPool:
     def start_failed(self, failure: Failure, early: list[tuple[int, bytes]], now: float) -> None:
         """No worker came up: without any other, what waits is answered with the reason, the first also with what was printed."""
         self.failure = failure
+        self._kept_later(failure.message, now)
         if self.ready:
             return
         waiting, self.queue = self.queue, deque()
@@ -301,6 +324,8 @@ class FunctionPool:
         elif calls and worker.killed and calls[0].flow is None:
             # What it was killed for ended in time, and this one may have begun: an API call must not run twice.
             self._fail(calls.popleft(), RunStatus.INTERNAL, "its worker was ended because of another call", now)
+        if not worker.killed:
+            self._kept_later(self._reason(ended)[1], now)
         if unsure or not worker.killed:
             self._careful_runs = TROUBLE_RUNS
         for call in reversed(calls):
@@ -315,6 +340,12 @@ class FunctionPool:
         worker.release()
         self.host.ended(self, worker)
         self.pump(now)
+
+    def _kept_later(self, why: str, now: float) -> None:
+        """Try no start ahead for a while, longer each time that comes soon after the one before."""
+        is_new = now - self.kept_from > 2 * KEPT_WAIT_LIMIT_S
+        self.kept_wait_s = KEPT_WAIT_FIRST_S if is_new else min(2 * self.kept_wait_s, KEPT_WAIT_LIMIT_S)
+        self.kept_from, self.kept_why = now + self.kept_wait_s, why
 
     def _reason(self, ended: WorkerExit) -> tuple[RunStatus, str]:
         if ended.reason == "oom":

@@ -53,6 +53,11 @@ class HostLimits:
     queue_wait_s: float = 25.0
     pool: PoolLimits = field(default_factory=lambda: PoolLimits(cores=os.cpu_count() or 1))
 
+    @property
+    def kept_mib(self) -> int:
+        """What workers that are kept ready may take, so that other functions find room."""
+        return self.budget_mib * 3 // 4
+
 
 class Host:
     """The pools, and what they share."""
@@ -66,6 +71,8 @@ class Host:
         self._unflushed: list[WorkerLink] = []
         self._active: dict[FunctionPool, None] = {}
         self._waiting: dict[FunctionPool, None] = {}
+        self._kept: dict[FunctionPool, None] = {}
+        """Pools with workers that are to be ready."""
         self._forking: dict[str, int] = {}
         self._forks = 0
         self._used_mib = 0
@@ -94,11 +101,33 @@ class Host:
             self._latest[spec.key, spec.version] = pool
         return pool
 
+    def keep(self, spec: Spec, number: int) -> FunctionPool:
+        """Have so many (at least one) workers of a function version ready from now on, called or not.
+
+        All that are kept take at most `limits.kept_mib` of this host; the pool's `kept` says how many it got of `number`.
+        """
+        pool = self.pool_for(spec)
+        taken_mib = sum(p.kept * p.spec.memory_mib for p in self._kept if p is not pool)
+        pool.kept = max(0, min(number, (self.limits.kept_mib - taken_mib) // spec.memory_mib))
+        if pool.kept:
+            pool.superseded = False
+            self._kept[pool] = None
+            self._start_kept()
+        else:
+            self._kept.pop(pool, None)
+        return pool
+
+    def let_go(self, pool: FunctionPool) -> None:
+        """Its workers go like any others from now on."""
+        pool.kept = 0
+        self._kept.pop(pool, None)
+
     def release(self, function: str) -> None:
         """A function (`appid/namespace/name`) is gone: its idle workers end now, the others soon after what they run."""
         for pool in self.pools.values():
             if pool.spec.key == function:
                 pool.superseded = True
+                self.let_go(pool)
                 for worker in list(pool.idle):
                     self._retire(worker)
 
@@ -156,6 +185,19 @@ class Host:
             if pool.queue:
                 self._waiting[pool] = None
                 self._start_some(pool)
+        self._start_kept()
+
+    def _start_kept(self) -> None:
+        """Start workers that are to be ready and are not, after those that calls wait for."""
+        if not self._kept:
+            return
+        now = mono_s()
+        for pool in self._kept:
+            if pool.missing(now):
+                self._start_some(pool)
+                if self._full:
+                    self._full = False  # calls need not wait for it
+                    return
 
     def _start_some(self, pool: FunctionPool) -> None:
         """Start as many workers for a pool as it wants and may have now."""
@@ -172,7 +214,7 @@ class Host:
             times=pool.times,
             limits=pool.limits,
         )
-        for _ in range(wanted):
+        for _ in range(max(wanted, pool.missing(now))):
             at_once = self._forking.get(tenant, 0)
             if at_once >= self.limits.forks_per_node or self._forks >= self.limits.forks:
                 self._full = True
@@ -196,7 +238,7 @@ class Host:
         free_mib += self._leaving_mib
         if free_mib >= need_mib:
             return False
-        idle = [worker for pool in self.pools.values() for worker in pool.idle]
+        idle = [worker for pool in self.pools.values() for worker in pool.idle[: pool.spare]]
         rows = [IdleWorker(i, w.memory_mib, int(w.last_used * 1e6)) for i, w in enumerate(idle)]
         for index in evictions(rows, need_mib=need_mib, free_mib=free_mib) or ():
             self._retire(idle[index])
@@ -278,12 +320,13 @@ class Host:
         now = mono_s()
         for pool in list(self.pools.values()):
             keep_s = self.limits.superseded_s if pool.superseded else self.limits.keep_alive_s
-            for worker in list(pool.idle):  # least recently used first
+            for worker in pool.idle[: pool.spare]:  # least recently used first
                 if now - worker.last_used <= keep_s:
                     break
                 self._retire(worker)
-            if not pool.all and not pool.queue and not pool.starting and now - pool.last_used > keep_s:
+            if not (pool.all or pool.queue or pool.starting or pool.kept) and now - pool.last_used > keep_s:
                 self._forget(pool)
+        self._start_kept()
         self.nodes.close_unused(now)
         self._keeping = asyncio.get_running_loop().call_later(HOUSEKEEPING_S, self._keep_house)
 

@@ -88,7 +88,7 @@ async def serve(address: str, folder: Path) -> None:
     loop = asyncio.get_running_loop()
     loop.add_reader(0, stop.set)  # our parent is gone, or wants us to end
     driver = JailDriver(JailConfig(folder / "jail", f"{os.getpid():08x}", allow_weaker=True))
-    config = AgentConfig("bench", "host", "zone", address, KEY, folder / "agent")
+    config = AgentConfig("bench", "host", "zone", address, KEY, folder / "agent", "ap-guangzhou")
     await run_agent(
         config, driver=driver, store=Store(), producer=Sink(), stop=stop, ready=lambda _: print("up", flush=True)
     )

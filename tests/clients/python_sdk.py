@@ -6,6 +6,7 @@ import asyncio
 import json
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from tencentcloud.common import credential
 from tencentcloud.common.profile.client_profile import ClientProfile
@@ -19,11 +20,12 @@ from tests.fabric import Fabric
 class Sdk(Client):
     """The SDK's client of one way to call: POST, GET, async POST, async GET."""
 
-    def __init__(self, fabric: Fabric, way: str, *, secret_key: str | None = None) -> None:
+    def __init__(self, fabric: Fabric, way: str, *, secret_key: str | None = None, endpoint: str = "") -> None:
         access = Access.of(fabric)
         access = replace(access, secret_key=secret_key or access.secret_key)
+        host = urlsplit(endpoint).netloc or access.host
         method = "GET" if way.endswith("GET") else "POST"
-        profile = ClientProfile(httpProfile=HttpProfile(protocol="http", endpoint=access.host, reqMethod=method))
+        profile = ClientProfile(httpProfile=HttpProfile(protocol="http", endpoint=host, reqMethod=method))
         self._is_async = way.startswith("async")
         self._arguments = (credential.Credential(access.secret_id, access.secret_key), access.region, profile)
 

@@ -140,3 +140,16 @@ def test_a_killed_agent_costs_an_event_no_try(fabric: Fabric, sdk: Sdk, tmp_path
     fabric.wait_back("agent", pid)
     until(lambda: state(sdk, request_id) == ("FINISHED", 200), within_s=30, what="the event ran on the new agent")
     assert not [e for e, _ in dead_letters(fabric) if e.request_id == request_id]
+
+
+def test_events_of_a_function_with_a_reservation_wait_their_turn(sdk: Sdk) -> None:
+    sdk.call("PutReservedConcurrencyConfig", FunctionName="other", ReservedConcurrencyMem=256)
+    began = time.monotonic()
+    accepted = {send(sdk, {"sleep": 0.05, "n": n}, "other") for n in range(80)}
+
+    def done() -> set[str]:
+        return {event["InvokeRequestId"] for event in events_of(sdk, "other", Status=["FINISHED"])}
+
+    until(lambda: done() >= accepted, within_s=60, what="all events ran, two at a time", every_s=0.3)
+    assert time.monotonic() - began > 80 * 0.05 / 2
+    sdk.call("DeleteReservedConcurrencyConfig", FunctionName="other")

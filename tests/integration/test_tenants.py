@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -36,6 +37,13 @@ def fabric(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fabric]:
 @pytest.fixture(scope="module")
 def second(fabric: Fabric) -> Iterator[str]:
     """The endpoint of a second gateway of the same fabric."""
+    with another_gateway(fabric) as endpoint:
+        yield endpoint
+
+
+@contextmanager
+def another_gateway(fabric: Fabric) -> Iterator[str]:
+    """A second gateway of a fabric; gives its endpoint."""
     environ, command = (
         Path(f"/proc/{fabric.pid('gateway')}/{name}").read_bytes().decode().rstrip("\0").split("\0")
         for name in ("environ", "cmdline")

@@ -100,6 +100,14 @@ GOOD: dict[str, dict[str, Any]] = {
     "UpdateAlias": {"FunctionName": "hello", "Name": "$DEFAULT", "FunctionVersion": "$LATEST"},
     "GetAlias": {"FunctionName": "hello", "Name": "$DEFAULT"},
     "DeleteAlias": {"FunctionName": "hello", "Name": "prod"},
+    "PutReservedConcurrencyConfig": {"FunctionName": "hello", "ReservedConcurrencyMem": 128},
+    "PutTotalConcurrencyConfig": {"TotalConcurrencyMem": 20_000},
+    "PutProvisionedConcurrencyConfig": {
+        "FunctionName": "hello",
+        "Qualifier": "1",
+        "VersionProvisionedConcurrencyNum": 1,
+    },
+    "DeleteProvisionedConcurrencyConfig": {"FunctionName": "hello", "Qualifier": "1"},
     "ListEventSources": {},
     "UpdateFunctionEventInvokeConfig": {
         "FunctionName": "hello",

@@ -59,6 +59,13 @@ async def furnished() -> FakeFabric:
         assert "Error" not in await call(fabric, VICTIM, "PublishVersion", **named, Description=MARK)
         made = await call(fabric, VICTIM, "CreateAlias", **named, Name=ALIAS, FunctionVersion="1", Description=MARK)
         assert "Error" not in made, made
+        assert "Error" not in await call(
+            fabric, VICTIM, "PutReservedConcurrencyConfig", **named, ReservedConcurrencyMem=13_056
+        )
+        provision = {**named, "Qualifier": "1", "VersionProvisionedConcurrencyNum": 2}
+        assert "Error" not in await call(fabric, VICTIM, "PutProvisionedConcurrencyConfig", **provision)
+        total = {**place, "TotalConcurrencyMem": 100_000}
+        assert "Error" not in await call(fabric, VICTIM, "PutTotalConcurrencyConfig", **total)
         key = f"{APPID}/{place.get('Namespace', 'default')}/{FUNCTION}"
         fabric.logs.of[FunctionKey.parse(key)] = [LogLine(REQUEST_ID, 1, "stdout", MARK)]
         fabric.activity.put(key, FunctionActivity(1, key, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0, 0))
@@ -78,6 +85,8 @@ def state(fabric: FakeFabric) -> dict[str, Any]:
         "versions": {k: v for k, v in streams.versions.rows.items() if k.startswith(APPID)},
         "aliases": {k: v for k, v in streams.aliases.rows.items() if k.startswith(APPID)},
         "namespaces": {k: v for k, v in streams.namespaces.rows.items() if k.startswith(APPID)},
+        "limits": {k: v for k, v in streams.limits.rows.items() if k.startswith(APPID)},
+        "provisions": {k: v for k, v in streams.provisions.rows.items() if k.startswith(APPID)},
         "layers": {k: v for k, v in streams.layers.rows.items() if k.startswith(APPID)},
         "keys": {k: v for k, v in streams.keys.rows.items() if v.appid == APPID},
         "calls": [c for c in fabric.invoker.calls if c["function"].appid == APPID],
@@ -106,6 +115,8 @@ def guesses(action: str, fabric: FakeFabric, namespace: str) -> dict[str, Any]:
         "Layers": [{"LayerName": LAYER, "LayerVersion": 1}],
         "NewFunctionName": "stolen",
         "ReservedConcurrencyMem": 128,
+        "TotalConcurrencyMem": 20_000,
+        "VersionProvisionedConcurrencyNum": 1,
         "Qualifier": "$LATEST",
     }
     if action == "CreateFunction":
@@ -120,6 +131,8 @@ def guesses(action: str, fabric: FakeFabric, namespace: str) -> dict[str, Any]:
         fields |= {"CompatibleRuntimes": ["Python3.10"], "Content": creation()["Code"]}
     if action == "CreateNamespace":
         fields["Namespace"] = "mine"
+    if "ProvisionedConcurrency" in action:
+        fields["Qualifier"] = "1"
     if action in ("Invoke", "GetFunctionLogs"):
         fields.pop("Qualifier")
     return fields

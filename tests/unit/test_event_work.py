@@ -56,8 +56,10 @@ class Runs:
         flags: int,
         done: Callable[[Result], None],
         request_id: bytes | None = None,
+        waits: bool = False,
     ) -> None:
         assert request_id is not None
+        assert waits
         assert flow is None
         self.out[str(UUID(bytes=request_id))] = done
         self.attempts.append(attempt)

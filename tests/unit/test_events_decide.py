@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ingest.events.decide import QUICK, Decision, Fate, after, before
+from ingest.events.decide import AT_LIMIT, AT_LIMIT_MS, QUICK, Decision, Fate, after, before
 from schemas.events import AsyncEvent
 from schemas.records import EventPolicy
 from schemas.runstatus import RunStatus, blames_platform
@@ -21,7 +21,7 @@ PLATFORMS = [s for s in RunStatus if blames_platform(s)] + [RunStatus.FUNCTION_S
 def ended(event: AsyncEvent, status: int, **more: object) -> Decision:
     given: dict[str, object] = {
         "is_terminated": False,
-        "quick": QUICK,
+        "quick": AT_LIMIT,
         "retry_ms": MINUTE,
         "policy": POLICY,
         "now_ms": NOW,
@@ -52,9 +52,10 @@ def test_a_function_fails_an_event_as_often_as_its_policy_says_a_minute_apart(st
 def test_what_the_platform_failed_is_tried_at_once_some_times_then_by_the_minute_and_never_counts(
     status: RunStatus,
 ) -> None:
-    soon = [ended(EVENT, status, quick=n) for n in range(QUICK)]
+    is_limit = status == RunStatus.CONCURRENCY
+    soon = [ended(EVENT, status, quick=n) for n in range(AT_LIMIT if is_limit else QUICK)]
     assert {d.fate for d in soon} == {Fate.SOON}
-    assert [d.delay_ms for d in soon] == [50, 100, 200, 400, 800]
+    assert [d.delay_ms for d in soon] == ([AT_LIMIT_MS] * AT_LIMIT if is_limit else [50, 100, 200, 400, 800])
     event = EVENT
     for n in range(1, 50):
         decision = ended(event, status)

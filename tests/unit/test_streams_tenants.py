@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import avro
+from schemas.concurrency import TOTAL, LimitRecord, ProvisionRecord
 from schemas.limits import KEYS_PER_TENANT, LAYERS_PER_TENANT, NAMESPACES_PER_TENANT, VERSIONS_PER_LAYER
-from schemas.records import Outcome
+from schemas.records import FunctionConfig, Outcome
 from schemas.tenants import TENANT_COMMAND_KINDS, KeyRecord, LayerRecord, NamespaceRecord, TenantCommand
-from schemas.topics import KEYS, LAYERS, NAMESPACES, OUTCOMES, TENANT_COMMANDS
+from schemas.topics import KEYS, LAYERS, LIMITS, NAMESPACES, OUTCOMES, PROVISIONS, TENANT_COMMANDS
 from streams import tenants
 from streams.tenancy import TenantProcessor
-from streams.tenants import NEW, Gone, TenantEntry, take
+from streams.tenants import NEW, Gone, Row, TenantEntry, take
 from tests.unit.test_streams_processors import Memory
 
 APPID, NOW_MS = "1250000000", 1_700_000_000_000
@@ -33,12 +34,23 @@ def layer(name: str, version: int = 0) -> LayerRecord:
     return LayerRecord(0, APPID, "1", name, version, "ab" * 32, 9, ("Python3.10",), "words", "MIT", 0, -1, "")
 
 
-def wish(
-    kind: str, row: KeyRecord | NamespaceRecord | LayerRecord | None, *, last_too: bool = False, at_ms: int = NOW_MS
-) -> TenantCommand:
+def limit(function: str, memory_mib: int = 256, *, namespace: str = "ns", applied: int = -1) -> LimitRecord:
+    return LimitRecord(0, APPID, "1", namespace, function, memory_mib, applied, "")
+
+
+def provision(version: str, target: int = 2, *, applied: int = -1) -> ProvisionRecord:
+    config = FunctionConfig(version, "ab" * 32, 9, "index.main_handler", "Python3.10", 128, 3, 65)
+    return ProvisionRecord(0, APPID, "1", "ns", "ff", version, target, config, 0, applied, "")
+
+
+def wish(kind: str, row: Row | None, *, last_too: bool = False, at_ms: int = NOW_MS) -> TenantCommand:
     command = TenantCommand(f"c-{kind}", kind, at_ms, APPID, "1", last_too=last_too)
     if isinstance(row, LayerRecord):
         return replace(command, layer=row)
+    if isinstance(row, LimitRecord):
+        return replace(command, limit=row)
+    if isinstance(row, ProvisionRecord):
+        return replace(command, provision=row)
     return replace(command, key=row) if isinstance(row, KeyRecord) else replace(command, namespace=row)
 
 
@@ -55,6 +67,7 @@ def refusal(entry: TenantEntry, command: TenantCommand) -> str:
     then, outputs = take(entry, command, entry.applied + 1)
     [outcome] = outputs
     assert (then.namespaces, then.keys, then.layers) == (entry.namespaces, entry.keys, entry.layers)
+    assert then.allotment == entry.allotment
     assert isinstance(outcome, Outcome)
     assert outcome.code
     return outcome.code
@@ -138,6 +151,51 @@ def test_there_are_so_many_layers_and_so_many_versions_of_one() -> None:
     assert len(avro.encode(entry)) < 20_000, "an entry must stay far below what a record may have"
 
 
+def test_a_limit_is_put_and_deleted_and_refused_past_the_sum() -> None:
+    entry, [row, outcome] = take(NEW, wish("put-reserved", limit("ff", 100_000)), 4)
+    assert row == replace(limit("ff", 100_000), seq=5, applied=4, command_id="c-put-reserved")
+    assert outcome == Outcome("c-put-reserved", APPID)
+    assert refusal(entry, wish("put-reserved", limit("gg", 15_201))) == "FailedOperation.ReservedExceedTotal"
+    assert refusal(entry, wish("put-total", limit("", 112_799))) == "FailedOperation.ReservedExceedTotal"
+    assert refusal(entry, wish("put-total", limit("", 128_001))) == "LimitExceeded.TotalConcurrencyMemory"
+    entry, [row, _] = take(entry, wish("put-total", limit("", 112_800)), 5)
+    assert row == replace(limit(TOTAL, 112_800), seq=6, applied=5, command_id="c-put-total")
+    assert not tenants.is_forgettable(entry, NOW_MS * 2)
+    then, [outcome] = take(entry, wish("delete-limit", limit("ff", applied=3)), 6)
+    assert (then.allotment, outcome) == (entry.allotment, Outcome("c-delete-limit", APPID)), "it was changed since"
+    entry, [gone, _] = take(entry, wish("delete-limit", limit("ff", applied=4)), 7)
+    assert gone == Gone(f"{APPID}/ns/ff")
+    entry, [gone, _] = take(entry, wish("delete-limit", limit(TOTAL)), 8)
+    assert gone == Gone(f"{APPID}/ns/$total")
+    assert tenants.is_forgettable(entry, NOW_MS * 2)
+
+
+def test_a_provision_is_put_and_deleted_and_refused_past_the_sum() -> None:
+    entry, [row, _] = take(NEW, wish("put-provision", provision("1", 500)), 4)
+    assert row == replace(provision("1", 500), seq=5, applied=4, command_id="c-put-provision", modified_unix_ms=NOW_MS)
+    assert refusal(entry, wish("put-provision", provision("2", 401))) == "FailedOperation.ProvisionedExceedAvailable"
+    entry, _ = take(entry, wish("put-provision", provision("2", 400)), 5)
+    assert refusal(entry, wish("put-reserved", limit("gg", 1))) == "FailedOperation.ReservedExceedTotal"
+    assert refusal(entry, wish("put-reserved", limit("ff", 999 * 128))) == "FailedOperation.ProvisionedExceedReserved"
+    entry, [gone, _] = take(entry, wish("delete-provision", provision("1", applied=4)), 6)
+    assert gone == Gone(f"{APPID}/ns/ff/1")
+    _, [outcome] = take(entry, wish("delete-provision", provision("1")), 7)
+    assert outcome == Outcome("c-delete-provision", APPID), "there is none any more"
+
+
+def test_an_entry_with_all_the_limits_there_can_be_is_far_below_what_a_record_may_have() -> None:
+    entry = NEW
+    names = [("x" * 29 + str(n % 5), f"{'f' * 57}{n:03}") for n in range(250)]
+    for offset, (where, function) in enumerate(names):
+        entry, _ = take(entry, wish("put-reserved", limit(function, 1, namespace=where)), offset)
+    rows = [replace(provision(str(n), 1), namespace="x" * 30, function="f" * 60) for n in range(800)]
+    for offset, row in enumerate(rows, 250):
+        entry, _ = take(entry, wish("put-provision", row), offset)
+    assert entry.allotment is not None
+    assert (len(entry.allotment.reserved), len(entry.allotment.provisions)) == (250, 800)
+    assert len(avro.encode(entry)) < 200_000
+
+
 @pytest.mark.parametrize("kind", [*TENANT_COMMAND_KINDS, "paint-namespace"])
 def test_a_command_that_does_not_say_what_it_is_about_is_refused(kind: str) -> None:
     assert refusal(NEW, wish(kind, None)) in ("InternalError", "UnsupportedOperation")
@@ -145,9 +203,9 @@ def test_a_command_that_does_not_say_what_it_is_about_is_refused(kind: str) -> N
 
 def commands() -> st.SearchStrategy[TenantCommand]:
     names = st.sampled_from(["default", "a", "b"])
-    rows: st.SearchStrategy[KeyRecord | NamespaceRecord | LayerRecord] = names.map(namespace) | st.builds(
-        key, names, applied=st.integers(-1, 6)
-    )
+    rows: st.SearchStrategy[Row] = names.map(namespace) | st.builds(key, names, applied=st.integers(-1, 6))
+    rows |= st.builds(limit, names | st.just(TOTAL), st.integers(0, 120_000), applied=st.integers(-1, 6))
+    rows |= st.builds(provision, st.sampled_from("12"), st.integers(1, 900), applied=st.integers(-1, 6))
     rows |= st.builds(layer, names, st.integers(1, 3))
     return st.builds(wish, st.sampled_from(TENANT_COMMAND_KINDS), rows, last_too=st.booleans())
 
@@ -179,6 +237,11 @@ async def test_the_processor_writes_rows_to_their_topics_and_state_before_output
             wish("delete-namespace", namespace("ns")),
             wish("publish-layer", layer("l")),
             wish("delete-layer", layer("l", 1)),
+            wish("put-total", limit("", 20_000)),
+            wish("put-reserved", limit("gg")),
+            wish("delete-limit", limit("gg")),
+            wish("put-provision", provision("1")),
+            wish("delete-provision", provision("1")),
         ]
     ):
         await processor.handle(memory.record(TENANT_COMMANDS, command, offset=offset, key=APPID.encode()))
@@ -189,6 +252,11 @@ async def test_the_processor_writes_rows_to_their_topics_and_state_before_output
         (NAMESPACES, 2, f"{APPID}/ns".encode(), True),
         (LAYERS, 2, f"{APPID}/l@1".encode(), False),
         (LAYERS, 2, f"{APPID}/l@1".encode(), True),
+        (LIMITS, 2, f"{APPID}/ns/$total".encode(), False),
+        (LIMITS, 2, f"{APPID}/ns/gg".encode(), False),
+        (LIMITS, 2, f"{APPID}/ns/gg".encode(), True),
+        (PROVISIONS, 2, f"{APPID}/ns/ff/1".encode(), False),
+        (PROVISIONS, 2, f"{APPID}/ns/ff/1".encode(), True),
     ]
     assert memory.log[:4] == ["put", f"publish {NAMESPACES}", f"publish {OUTCOMES}", "done"]
 

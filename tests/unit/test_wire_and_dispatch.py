@@ -25,10 +25,11 @@ from schemas.runstatus import RunStatus
 
 KEY = b"k" * 32
 FUNCTION = FunctionKey("1250000000", "default", "echo")
+MEMORY_MIB = 128
 
 
 def record(status: str = "Active", *, serving: bool = True) -> FunctionRecord:
-    config = FunctionConfig("$LATEST", "ab" * 32, 10, "index.main_handler", "Python3.10", 128, 3, 65)
+    config = FunctionConfig("$LATEST", "ab" * 32, 10, "index.main_handler", "Python3.10", MEMORY_MIB, 3, 65)
     return FunctionRecord(
         1,
         FUNCTION.appid,
@@ -78,7 +79,7 @@ async def fabric(
     agent = Agent()
     server = Server(f"unix:@penstock-test-{os.getpid()}-{id(agent)}", KEY, {"kind": "agent"}, agent.open)
     server.start()
-    counts = Counts(tenant_limit=limit)
+    counts = Counts(quota_mib=limit * MEMORY_MIB)
     pool = AgentPool(KEY, {"kind": "gateway"}, lambda: dispatcher.agents_changed())  # noqa: PLW0108 - made below
     dispatcher = Dispatcher(Resolver(records, region="ap-guangzhou"), counts, pool)
     running = asyncio.get_running_loop().create_task(pool.run())
@@ -137,6 +138,30 @@ async def test_the_tenant_limit_refuses_the_call_above_it_and_lets_in_again_afte
         for _ in range(2):
             dispatcher.submit(FUNCTION, "$LATEST", b"{}", flow=None, attempt=1, flags=0, done=lambda _r: None)
         assert (await call(dispatcher, b"{}")).status == RunStatus.CONCURRENCY
+
+
+async def test_at_the_limit_what_a_lane_sends_waits_for_its_turn_and_is_refused_when_that_does_not_come() -> None:
+    async with fabric({str(FUNCTION): record()}, limit=1) as (agent, dispatcher, _pool, counts):
+        await call(dispatcher, b"{}")
+        agent.silent = True
+        dispatcher.submit(FUNCTION, "$LATEST", b"{}", flow=None, attempt=1, flags=0, done=lambda _r: None)
+        loop = asyncio.get_running_loop()
+        lane = loop.create_task(call(dispatcher, b'"lane"', flow=Flow("t", 0, 1)))
+        await asyncio.sleep(0)
+        assert (await call(dispatcher, b'"api"')).status == RunStatus.CONCURRENCY
+        assert not lane.done()
+        agent.silent = False
+        agent.connections[0].close()
+        assert (await lane).status == 200
+        agent.silent = True
+        dispatcher.submit(FUNCTION, "$LATEST", b"{}", flow=None, attempt=1, flags=0, done=lambda _r: None)
+        lane = loop.create_task(call(dispatcher, b'"lane"', flow=Flow("t", 0, 1)))
+        while not lane.done():
+            dispatcher.tick()
+            await asyncio.sleep(0.01)
+        assert lane.result().status == RunStatus.CONCURRENCY
+        (window,) = counts.close_windows(gateway="g", term=1, number=1, unix_ms=0, span_ms=250)
+        assert (window.arrivals, window.throttled) == (6, 2)
 
 
 async def test_calls_out_when_the_connection_breaks_are_answered_500_and_the_pool_connects_again() -> None:
