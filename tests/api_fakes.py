@@ -338,6 +338,7 @@ class FakeInvoker:
         flags: int,
         done: Callable[[Result], None],
         request_id: bytes | None = None,
+        waits: bool = False,
     ) -> None:
         self.calls.append({"function": function, "qualifier": qualifier, "event": event, "flags": flags, "flow": flow})
         tail = b"START\nhello\nEND\n" if flags & WANT_LOG_TAIL else b""
@@ -349,6 +350,9 @@ class FakeInvoker:
             self.held.append(lambda: done(result))
         else:
             done(result)
+
+    def cancel(self, request_id: bytes) -> bool:
+        return False
 
 
 @dataclass

@@ -136,8 +136,7 @@ class Gateway:
             outlet = KafkaOutlet(self._producer)
             work = EventWork(
                 kafka_topics(cluster, self._process.slot),
-                dispatcher.submit,
-                dispatcher.cancel,
+                dispatcher,
                 outlet,
                 functions=view(topics.FUNCTIONS),
                 terminations=view(topics.TERMINATIONS),

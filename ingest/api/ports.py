@@ -169,8 +169,16 @@ class Invoker(Protocol):
         flags: int,
         done: Callable[[Result], None],
         request_id: bytes | None = None,
+        waits: bool = False,
     ) -> None:
-        """Run one event. Never raises; `done` is called exactly once, on the loop, possibly before this returns."""
+        """Run one event. Never raises; `done` is called exactly once, on the loop, possibly before this returns.
+
+        At a limit of concurrency one that `waits` does so for a moment, any other is refused at once.
+        """
+        ...
+
+    def cancel(self, request_id: bytes) -> bool:
+        """End a request's run, wherever it is; True when there was one. Its `done` is called as ever."""
         ...
 
 

@@ -9,12 +9,13 @@ from uuid import UUID
 
 from infra.clock import unix_ms
 from infra.telemetry import get_logger
+from ingest.api.ports import Invoker
 from ingest.events import decide
 from ingest.events.decide import Decision, Fate
 from ingest.events.queues import Item, Queues
 from schemas.errors import BrokerUnavailable
 from schemas.events import AsyncEvent, EventState, EventStatus
-from schemas.frames import Flow, Result
+from schemas.frames import Result
 from schemas.ids import FunctionKey
 from schemas.records import EventPolicy
 
@@ -27,26 +28,6 @@ _STATES: Final = {
 }
 _AGAIN_FIRST_S: Final = 0.1
 _AGAIN_MAX_S: Final = 2.0
-
-
-class Submit(Protocol):
-    """The router's way in (router.dispatch.Dispatcher.submit)."""
-
-    def __call__(
-        self,
-        function: FunctionKey,
-        qualifier: str,
-        event: bytes,
-        *,
-        flow: Flow | None,
-        attempt: int,
-        flags: int,
-        done: Callable[[Result], None],
-        request_id: bytes | None = None,
-        waits: bool = False,
-    ) -> None:
-        """Never raises; `done` is called exactly once, on the loop, possibly before this returns."""
-        ...
 
 
 class Outlet(Protocol):
@@ -73,8 +54,7 @@ class Runner:
     """All events of one gateway that are in hand.
 
     Args:
-        submit: where runs go.
-        cancel: ends the run of a request, if it is out (Dispatcher.cancel).
+        invoker: where runs go (Dispatcher).
         outlet: where its ends are written.
         policy: of a function, as of now.
         is_terminated: whether somebody asked for the end of a request.
@@ -84,8 +64,7 @@ class Runner:
 
     def __init__(
         self,
-        submit: Submit,
-        cancel: Callable[[bytes], bool],
+        invoker: Invoker,
         outlet: Outlet,
         policy: Callable[[FunctionKey], EventPolicy],
         is_terminated: Callable[[str], bool],
@@ -93,7 +72,7 @@ class Runner:
         counted: Callable[[FunctionKey, Fate], None],
         retry_s: float,
     ) -> None:
-        self._submit, self._cancel, self._outlet = submit, cancel, outlet
+        self._invoker, self._outlet = invoker, outlet
         self._policy, self._is_terminated, self._counted = policy, is_terminated, counted
         self._retry_ms = round(retry_s * 1000)
         self._queues = Queues()
@@ -129,7 +108,7 @@ class Runner:
         """Somebody asked for its end: what runs is cancelled, what rests a moment goes on at once and finds out."""
         if (resting := self._running.get(request_id)) is not None:
             resting.set()
-            self._cancel(UUID(request_id).bytes)
+            self._invoker.cancel(UUID(request_id).bytes)
 
     async def close(self) -> None:
         """Leave everything as it is; what is not over comes again."""
@@ -195,7 +174,7 @@ class Runner:
             if not answer.done():
                 answer.set_result(result)
 
-        self._submit(
+        self._invoker.submit(
             event.key,
             event.version,
             event.event,

@@ -13,10 +13,10 @@ from typing import Final
 from infra.kafka.clients import Cluster
 from infra.kafka.consumer import ConsumerEvents, GroupConsumer
 from infra.metrics import EVENTS, EVENTS_HELD, MetricRegistry
-from ingest.api.ports import View
+from ingest.api.ports import Invoker, View
 from ingest.events.decide import Fate
 from ingest.events.reader import Reader
-from ingest.events.runner import Outlet, Runner, Submit
+from ingest.events.runner import Outlet, Runner
 from ingest.lanes import marks
 from ingest.lanes.engine import Source
 from router.counts import Counts
@@ -51,7 +51,7 @@ class EventWork:
 
     Args:
         open_topic: makes the consumer of a topic.
-        submit, cancel: the router's.
+        invoker: the router's.
         outlet: where ends are written.
         functions: the registry's view.
         terminations: the view of wishes, by request id.
@@ -63,8 +63,7 @@ class EventWork:
     def __init__(
         self,
         open_topic: OpenTopic,
-        submit: Submit,
-        cancel: Callable[[bytes], bool],
+        invoker: Invoker,
         outlet: Outlet,
         *,
         functions: View[FunctionRecord],
@@ -78,9 +77,7 @@ class EventWork:
         self._ends = {fate: ends.labels(outcome=str(fate)) for fate in Fate}
         held = metrics.gauge(EVENTS_HELD)
         self._held = [held.labels(state=state) for state in ("running", "waiting")]
-        self._runner = Runner(
-            submit, cancel, outlet, self._policy, self._is_terminated, counted=self._count, retry_s=retry_s
-        )
+        self._runner = Runner(invoker, outlet, self._policy, self._is_terminated, counted=self._count, retry_s=retry_s)
 
         def reader(topic: str, *, moves_away: bool = True) -> Reader:
             return Reader(topic, lambda events: open_topic(topic, events), self._runner, moves_away=moves_away)

@@ -118,8 +118,7 @@ class Rig:
         self.ends: dict[str, int] = {}
         self.work = EventWork(
             self._open,
-            self.runs.submit,
-            self.runs.cancel,
+            self.runs,
             self.topics,
             functions=self.functions,
             terminations=self.terminations,
