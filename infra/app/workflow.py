@@ -27,7 +27,7 @@ def list_workflows(args: argparse.Namespace) -> ExitStatus:
          f"{_took_ms(raw, now_ms)} ms", _waits(raw, now_ms))
         for raw in found
     ]  # fmt: skip
-    say(table(("ID", "WORKFLOW", "FUNCTION", "STATE", "BEGAN", "TOOK", "WAITS FOR"), rows))
+    say(table(("ID", "WORKFLOW", "RESOURCE", "STATE", "BEGAN", "TOOK", "WAITS FOR"), rows))
     return ExitStatus.OK
 
 

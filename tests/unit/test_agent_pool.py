@@ -174,12 +174,16 @@ async def test_32_callers_of_a_slow_handler_get_32_workers_by_at_most_4_forks_at
     assert agent.driver.most_forks == 4
 
 
-async def test_a_quick_handler_with_32_callers_stays_with_few_workers(
-    agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ticks = itertools.count()  # a microsecond a look at the clock: a machine that stalls makes no handler a slow one
+@pytest.fixture
+def clock_by_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A microsecond a look at the clock: a machine that stalls makes no handler a slow one."""
+    ticks = itertools.count()
     for module in ("gatewaylink", "host", "worker"):
         monkeypatch.setattr(f"sandbox.agent.{module}.mono_s", lambda: 1_000.0 + next(ticks) / 1e6)
+
+
+@pytest.mark.usefixtures("clock_by_looks")
+async def test_a_quick_handler_with_32_callers_stays_with_few_workers(agent: FakeAgent) -> None:
     gateway = agent.gateway()
     echo_at_once(agent)
     for _ in range(30):
@@ -188,6 +192,7 @@ async def test_a_quick_handler_with_32_callers_stays_with_few_workers(
     assert len(agent.driver.workers) <= 4
 
 
+@pytest.mark.usefixtures("clock_by_looks")
 async def test_nothing_is_put_behind_a_call_that_turned_slow(agent: FakeAgent) -> None:
     gateway = agent.gateway()
     echo_at_once(agent)
