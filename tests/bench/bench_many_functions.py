@@ -22,6 +22,7 @@ from infra.app.client import Client, connect
 from infra.app.state import FabricFolder
 from infra.credentials import credentials
 from schemas import avro
+from schemas.errors import BadRequest
 from schemas.limits import FUNCTIONS_PER_NAMESPACE
 from schemas.records import FunctionConfig, FunctionRecord
 from schemas.topics import FUNCTIONS
@@ -128,7 +129,12 @@ def main() -> None:
 
 def is_there(client: Client, function: dict[str, str]) -> bool:
     """True when the gateway shows it."""
-    found = client.call("ListFunctions", {"Namespace": function["Namespace"], "SearchKey": function["FunctionName"]})
+    try:
+        found = client.call(
+            "ListFunctions", {"Namespace": function["Namespace"], "SearchKey": function["FunctionName"]}
+        )
+    except BadRequest:  # its namespace is there when its first function is seen
+        return False
     return bool(found["TotalCount"])
 
 
