@@ -85,7 +85,7 @@ class StepLoop:
         """Work until cancelled; steps under way are then left uncommitted and come again.
 
         Raises:
-            PenstockError: the consumer has ended; a new process may do better.
+            BrokerUnavailable: the consumer has ended; a new process may do better.
         """
         self._consumer.start()
         work = asyncio.ensure_future(self._work())
@@ -215,4 +215,5 @@ class StepLoop:
         """Trouble with the broker: the consumer goes on by itself, or has ended."""
         _LOG.warning("steps of %s: %s", self._module, error)
         if not error.retryable and not self._ended.done():
-            self._ended.set_exception(error)
+            # Whatever it is, it is this process's: started again it may do better.
+            self._ended.set_exception(BrokerUnavailable(f"steps of {self._module}: {error}"))

@@ -22,7 +22,7 @@ from ingest.lanes import marks
 from ingest.lanes.engine import Source
 from ingest.lanes.tracker import CommitTracker
 from schemas import avro
-from schemas.errors import PenstockError, WireError
+from schemas.errors import BrokerUnavailable, PenstockError, WireError
 from schemas.events import AsyncEvent
 from schemas.ids import FunctionKey
 
@@ -87,7 +87,7 @@ class Reader:
         """Work until cancelled, then let what runs finish for a moment.
 
         Raises:
-            PenstockError: the consumer has ended; a new process may do better.
+            BrokerUnavailable: the consumer has ended; a new process may do better.
         """
         self._source.start()
         try:
@@ -179,7 +179,7 @@ class Reader:
         """Passing trouble is logged; the end of the consumer ends `run`."""
         _LOG.warning("reading events", topic=self._topic, error=str(error))
         if not error.retryable and not self._ended.done():
-            self._ended.set_exception(error)
+            self._ended.set_exception(BrokerUnavailable(f"{self._topic}: {error}"))
 
     # in hand
 

@@ -87,7 +87,7 @@ class EventWork:
         self._readers = (reader(EVENTS_NEW), reader(EVENTS_LATER), crowded)
 
     async def run(self) -> None:
-        """Work until cancelled. Raises the PenstockError that ended a consumer."""
+        """Work until cancelled. Raises BrokerUnavailable when a consumer has ended."""
         self._terminations.subscribe(self._told)
         try:
             async with asyncio.TaskGroup() as tasks:

@@ -18,7 +18,7 @@ from ingest.events.queues import AT_ONCE_OF_FUNCTION, WAITING_OF_FUNCTION
 from ingest.events.work import EventWork
 from router.counts import Counts
 from schemas import avro
-from schemas.errors import BrokerUnavailable, ConfigError, PenstockError
+from schemas.errors import BrokerUnavailable, ConfigError
 from schemas.events import AsyncEvent, EventState, EventStatus, Termination
 from schemas.frames import Flow, Result
 from schemas.ids import FunctionKey
@@ -338,4 +338,4 @@ async def test_the_end_of_a_consumer_ends_the_work() -> None:
     rig.sources[EVENTS_LATER].events.failed(ConfigError("for good"))
     with pytest.raises(BaseExceptionGroup) as caught:
         await running
-    assert caught.group_contains(PenstockError)
+    assert caught.group_contains(BrokerUnavailable)
