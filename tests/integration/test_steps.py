@@ -138,10 +138,10 @@ async def test_a_slow_step_delays_its_own_key_only_and_nothing_is_committed_over
         behind = replace(slow, step_id="behind/0", saga_id="behind")
         await client.send_raw(STEPS_NETWORK, slow.key, avro.encode(behind))
         assert (await ask(client, step(beside), lambda r: r.saga_id == beside)).reasons == ()
-        assert sorted(order) == sorted(["slow", beside])
+        assert {saga for saga in order if saga in ("slow", "behind", beside)} == {"slow", beside}
     order.clear()
     go.set()
     async with module(broker, handle):  # the slow one was under way: it and what is behind it come again
         found = await client.see(STEP_RESULTS, slow.key, lambda r: r is not None and r.saga_id == "behind")
         assert isinstance(found, StepResult)
-    assert order[:1] == ["slow"] or order.index("slow") < order.index("behind")
+    assert order.index("slow") < order.index("behind")
