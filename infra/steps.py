@@ -28,7 +28,7 @@ _LOG = logging.getLogger("infra.steps")
 _REMEMBERED = 1_000
 _QUEUED = 1_000
 _STEP_S = 60.0
-_AT_ONCE = 16
+_AT_ONCE = 256
 Reasons = tuple[StatusReason, ...]
 
 

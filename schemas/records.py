@@ -283,7 +283,7 @@ class StepResult:
 class WorkflowEvent:
     """One thing that a workflow was given, and what it decided.
 
-    `given` is begin, done, failed, retryable, timer or abandon; `step_id`, `attempt` and `reasons` belong to it. `decided` is send (a step goes
+    `given` is begin, done, failed, retryable, timer, abandon or leave; `step_id`, `attempt` and `reasons` belong to it. `decided` is send (a step goes
     out: `module`, `operation`, `sent_step_id`, `sent_attempt`; again at `due_unix_ms` if there is no answer), rest (until `due_unix_ms`),
     succeeded or failed.
     """

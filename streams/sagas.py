@@ -88,6 +88,8 @@ class Kind(StrEnum):
     RETRYABLE = "retryable"
     TIMER = "timer"
     ABANDON = "abandon"
+    LEAVE = "leave"
+    """End as it is: what is not done, or not undone, is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +223,8 @@ def _decide(saga: Saga, given: Given) -> Saga | Ended | None:
         return _timer(saga, given.unix_ms)
     if given.kind is Kind.ABANDON:
         return None if saga.undoing else _undo(saga, saga.position, given)
+    if given.kind is Kind.LEAVE:
+        return Ended(saga, saga.reasons + given.reasons)
     if given.step_id != saga.step_id:
         return None
     if given.kind is Kind.DONE:

@@ -18,18 +18,19 @@ def create(entry: Entry, command: Command, key: str) -> Entry | Outcome:
     wanted = command.trigger
     if wanted is None:
         return malformed(command, key, "no trigger")
-    cleaning = entry.saga is not None and entry.saga.workflow == "delete-trigger"
-    if entry.trigger is not None or (entry.saga is not None and not cleaning):
+    saga = entry.saga
+    if entry.trigger is not None or (saga is not None and saga.workflow == "create-trigger" and not saga.undoing):
         return Outcome(
             command.command_id,
             key,
             "ResourceInUse.Trigger",
             f"function {command.function!r} has a trigger {wanted.name!r} already",
         )
-    if entry.saga is not None:  # the older one's group is another; what is not done of it is left
+    if saga is not None:  # it cleans up after an older one, whose group is another: what is not done of that is left
         why = StatusReason("FailedOperation", "a new trigger of this name was made before this was done")
-        left = sagas.take(entry.saga, Given(Kind.ABANDON, command.unix_ms, reasons=(why,)))
-        entry = entry if left is None else gone_on(entry, left, key)
+        left = sagas.take(saga, Given(Kind.LEAVE, command.unix_ms, reasons=(why,)))
+        assert left is not None
+        entry = gone_on(entry, left, key)
     record = replace(wanted, modified_unix_ms=command.unix_ms, command_id=command.command_id)
     return replace(entry, touched=True, saga=begin(command, trigger=record))
 

@@ -80,7 +80,10 @@ class Broker:
         _write(log4j2, properties.LOG4J2)
         if flags is None:
             flags = (self.installation.archive_flag,) if self.installation.archive.exists() else ()
-        flags = (*flags, f"-Dlog4j2.configurationFile={log4j2}")
+        temporary = self.data_dir / "tmp"  # what native libraries are unpacked to is left there by a JVM that is killed
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        flags = (*flags, f"-Dlog4j2.configurationFile={log4j2}", f"-Djava.io.tmpdir={temporary}")
         return self.installation.command("kafka.Kafka", str(server), flags=flags)
 
     def probe(self, timeout_s: float) -> None:

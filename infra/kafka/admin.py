@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -28,6 +29,7 @@ _PASSING = frozenset(
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     }
 )
+_THREADS = 4
 _PAUSES_S = (0.05, 0.1, 0.2, 0.4)
 
 
@@ -51,9 +53,11 @@ class Admin:
     def __init__(self, cluster: Cluster, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
         self._cluster, self._timeout_s = cluster, timeout_s
         self._admin: AdminClient | None = None
+        # Of its own: what a cluster that is away keeps waiting is its own callers only.
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="kafka-admin")
 
     def close(self) -> None:
-        """Let the client go."""
+        """Let the client go; its threads end when nobody has this object any more."""
         self._admin = None
 
     async def cluster_id(self) -> str:
@@ -231,7 +235,7 @@ class Admin:
 
         try:
             async with asyncio.timeout(self._timeout_s * 3):
-                return await asyncio.to_thread(run)
+                return await asyncio.get_running_loop().run_in_executor(self._threads, run)
         except (KafkaException, TimeoutError) as exc:
             raise unavailable(what, exc) from exc
 

@@ -31,6 +31,8 @@ BODY_S: Final = 60.0
 HEAD_S: Final = 75.0
 DRAIN_S: Final = 5.0
 """How long what is left of a refused body is read away, so that the client gets to see the answer."""
+STOP_S: Final = 1.5
+"""How long running calls may go on when the gateway stops; less than its supervisor waits."""
 BUFFERED_BYTES: Final = 256 * 1024 * 1024
 _HEADERS: Final = {"Content-Type": tc3.JSON_TYPE, "Server": "penstock"}
 
@@ -65,7 +67,7 @@ class ApiServer:
             auto_decompress=False,
             access_log=None,
         )
-        runner = web.ServerRunner(server, shutdown_timeout=DRAIN_S)
+        runner = web.ServerRunner(server, shutdown_timeout=STOP_S)
         await runner.setup()
         try:
             await web.TCPSite(runner, host, port, backlog=1_024).start()
@@ -79,7 +81,7 @@ class ApiServer:
         return bound
 
     async def close(self) -> None:
-        """Stop listening, let running calls end for some seconds, then cut them."""
+        """Stop listening, let running calls end for `STOP_S`, then cut them."""
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None

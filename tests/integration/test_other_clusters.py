@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
@@ -9,7 +11,9 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
+from tencentcloud.common.exception.tencent_cloud_sdk_exception import TencentCloudSDKException
 
+from tests.clients.python_sdk import Sdk
 from tests.fabric import running_fabric, until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.jail, pytest.mark.timeout(120)]
@@ -60,3 +64,28 @@ def test_a_trigger_reads_from_another_cluster_than_the_fabrics_own(bootstrap: st
         assert {k: [x["s"] for x in said if x["k"] == k] for k in {x["k"] for x in said}} == {
             f"k{k}": list(range(10)) for k in range(5)
         }
+
+
+def test_triggers_at_brokers_that_are_away_delay_nobody_else_and_hold_no_name(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    with running_fabric(tmp_path_factory.mktemp("away") / "data") as fabric:
+        sdk = Sdk(fabric, "POST")
+        fabric.deploy(tmp_path_factory.mktemp("code"), "work", "def main_handler(event, context):\n    return event\n")
+        fabric.make_topic("orders")
+
+        def make(name: str, **desc: str) -> None:
+            named = {"FunctionName": "work", "TriggerName": name, "Type": "ckafka"}
+            sdk.call("CreateTrigger", **named, TriggerDesc=json.dumps({"topic": "orders", **desc}))
+
+        def refused(number: int) -> str:
+            with pytest.raises(TencentCloudSDKException) as caught:
+                make(f"away{number}", bootstrapServers="127.0.0.1:1")
+            return str(caught.value.get_code())
+
+        with ThreadPoolExecutor(24) as callers:
+            codes = callers.map(refused, range(24))
+            for number in range(6):
+                make(f"here{number}")  # within 5 s, or it is refused
+            assert set(codes) == {"InvalidParameterValue.Ckafka"}
+        make("away0")

@@ -21,6 +21,7 @@ from schemas.records import (
 from streams import registry, sagas
 from streams.entries import Entry, Output, Tombstone
 from streams.registry import NEW, take
+from streams.replay import replay
 from tests.commands import CONFIG, FAILURE, NOW_MS, answer, answers, command, other_config, trigger_record
 
 KEY = "1250000000/default/hello"
@@ -283,6 +284,19 @@ def test_who_waits_for_a_trigger_is_told_before_what_was_begun_is_undone() -> No
     assert (one(outputs, WorkflowRecord).state, entry.saga) == ("failed", None)
     assert not [o for o in outputs if isinstance(o, Outcome)]
     assert one(bound(entry, 20)[1], TriggerRecord).name == "t"
+
+
+def test_a_trigger_is_made_while_an_earlier_try_is_still_being_undone() -> None:
+    late = answered("c1", AWAY, retryable=True, unix_ms=NOW_MS + 2_500)
+    entry, _ = feed(command("create-trigger", "c1", trigger="t"), late)
+    assert entry.saga is not None
+    assert entry.saga.undoing
+    entry, outputs = take(entry, command("create-trigger", "c2", trigger="t"), 6)
+    histories = [o for o in outputs if isinstance(o, WorkflowRecord)]
+    assert {(o.saga_id, o.state) for o in histories} == {("c1", "failed"), ("c2", "running")}
+    assert all(step.is_same for history in histories for step in replay(history))
+    assert not [o for o in outputs if isinstance(o, Outcome)]
+    assert one(take(entry, answered("c2"), 9)[1], TriggerRecord).command_id == "c2"
 
 
 def test_a_trigger_is_changed_at_once() -> None:
