@@ -20,6 +20,7 @@ from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
 from schemas.errors import WireError
+from schemas.ids import CUSTOM_RUNTIME
 from schemas.limits import FRAME_BYTES
 
 
@@ -134,6 +135,11 @@ class Spec:
 
     def __hash__(self) -> int:
         return hash((self.function, self.version, self.code_sha256))  # the dict has no hash; equality still sees it
+
+    @property
+    def is_custom(self) -> bool:
+        """True when its package brings its own runtime, the file `bootstrap`."""
+        return self.runtime == CUSTOM_RUNTIME
 
     @property
     def key(self) -> str:
