@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 HEAD_BYTES = 16 * 1024
 _CHUNK_LINE_BYTES = 1024
+_HEX = b"0123456789abcdefABCDEF"
 _REASONS = {
     100: "Continue",
     200: "OK",
@@ -138,15 +139,8 @@ class Parser:
 
     def _take_chunks(self) -> bool:
         while True:
-            if self._in_chunk:
-                if not self._take_body():
-                    return False
-                if len(self._data) < 2:
-                    return False
-                if self._data[:2] != b"\r\n":
-                    raise BadRequest(400, "a chunk does not end where it says")
-                del self._data[:2]
-                self._in_chunk = False
+            if self._in_chunk and not self._take_chunk():
+                return False
             line = self._line()
             if line is None:
                 return False
@@ -155,13 +149,19 @@ class Parser:
                     return True
                 continue
             size = line.partition(b";")[0].strip()
-            try:
-                self._left = int(size, 16)
-            except ValueError:
-                raise BadRequest(400, "a chunk has no size") from None
-            if len(size) > 15 or self._left < 0:
+            if not 0 < len(size) < 16 or size.strip(_HEX):
                 raise BadRequest(400, "a chunk has no size")
+            self._left = int(size, 16)
             self._trailer, self._in_chunk = not self._left, bool(self._left)
+
+    def _take_chunk(self) -> bool:
+        if not self._take_body() or len(self._data) < 2:
+            return False
+        if self._data[:2] != b"\r\n":
+            raise BadRequest(400, "a chunk does not end where it says")
+        del self._data[:2]
+        self._in_chunk = False
+        return True
 
     def _line(self) -> bytes | None:
         end = self._data.find(b"\r\n", 0, _CHUNK_LINE_BYTES)
