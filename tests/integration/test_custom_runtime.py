@@ -8,7 +8,9 @@ import dataclasses
 import json
 import os
 import shutil
+import socket
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,12 @@ from typing import Any
 import pytest
 
 from infra import clock
+from sandbox.jail import JailConfig, JailDriver
 from schemas.frames import Result, Spec
 from tests.agent_client import Gateway, Running, running_agent, until
 from tests.custom_runtimes import ECHO, SCF, bootstrap
+from tests.jail_client import spec as jail_spec
+from tests.jail_client import started
 
 pytestmark = [pytest.mark.jail, pytest.mark.timeout(120)]
 
@@ -117,18 +122,14 @@ async def test_what_is_printed_stands_in_the_log_of_its_own_run_and_that_of_init
 
 async def log_of(running: Running, gateway: Gateway, answer: asyncio.Future[Result]) -> list[tuple[str, str]]:
     """Stream and text of all lines of a run, START to REPORT."""
-    corr = running_corr(gateway, answer)
-    return await until(
-        lambda: (
-            (
-                lines := [
-                    (x.stream, x.line) for x in running.topics.lines if x.request_id == str(gateway.request_id(corr))
-                ]
-            )
-            and "REPORT" in lines[-1][1]
-            and lines
-        )
-    )  # type: ignore[return-value]
+    name = str(gateway.request_id(running_corr(gateway, answer)))
+
+    def whole() -> list[tuple[str, str]]:
+        lines = [(x.stream, x.line) for x in running.topics.lines if x.request_id == name]
+        return lines if lines and lines[-1][1].startswith("REPORT") else []
+
+    found: list[tuple[str, str]] = await until(whole)
+    return found
 
 
 def running_corr(gateway: Gateway, answer: asyncio.Future[Result]) -> int:
@@ -411,3 +412,101 @@ async def test_a_bootstrap_in_any_language_runs(running: Running, tmp_path: Path
     for number in range(3):
         assert await gateway.value({"n": number}, spec) == {language: {"n": number}}
     assert running.agent.host.facts()["workers"] == 1
+
+
+@pytest.mark.parametrize("mode", ["full", "userns", "bare"])
+async def test_every_mode_of_the_jail_runs_a_bootstrap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    if mode == "full" and os.geteuid() != 0:
+        pytest.skip("the full jail needs root")
+    monkeypatch.setattr("sandbox.jail._MODES", (mode,))
+    tmp_path.chmod(0o755)
+    driver = JailDriver(JailConfig(tmp_path / "nodes", f"{os.getpid():08x}", allow_weaker=True))
+    await driver.start()
+    node, code = await driver.create_node("t"), tmp_path / "code"
+    code.mkdir()
+    python = os.path.realpath(sys.executable)
+    inside = python if mode == "bare" else "/usr/bin/env python3"
+    reaches = "lambda event, headers: [event, ours.sock.getpeername()[0], connects(event)]"
+    (code / "bootstrap").write_text(SCF.replace("/usr/bin/env python3", inside) + CONNECTS + f"loop({reaches})\n")
+    (code / "bootstrap").chmod(0o555)
+    wanted = dataclasses.replace(jail_spec(), runtime="CustomRuntime")
+    assert await node.check_code(wanted, code) == ()
+    with socket.create_server(("127.0.0.1", 0)) as hosts:
+        talk = await started(node, code, wanted)
+        for _ in range(2):
+            assert await talk.run(hosts.getsockname()[1]) == [hosts.getsockname()[1], "127.0.0.1", "refused"]
+    talk.worker.close()
+    await driver.close()
+
+
+CONNECTS = """
+import socket
+def connects(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        return "connected"
+    except OSError:
+        return "refused"
+"""
+
+
+HOSTILE = (
+    SCF
+    + """
+import socket
+
+def raw(data, family=socket.AF_INET, host="127.0.0.1"):
+    with socket.socket(family) as sock:
+        sock.settimeout(5)
+        sock.connect((host, int(os.environ["SCF_RUNTIME_API_PORT"])))
+        try:
+            sock.sendall(data)
+            return sock.recv(65536).split(b" ")[1].decode()
+        except ConnectionError:
+            return "closed"
+
+def handler(event, headers):
+    again = b"GET /runtime/invocation/next HTTP/1.1\\r\\n\\r\\n"
+    many = [socket.create_connection(("127.0.0.1", int(os.environ["SCF_RUNTIME_API_PORT"]))) for _ in range(80)]
+    for sock in many:
+        sock.close()
+    return [
+        raw(b"\\0" * 100_000),
+        raw(b"GET / HTTP/9\\r\\n\\r\\n"),
+        raw(b"POST /nowhere HTTP/1.1\\r\\nContent-Length: 3\\r\\n\\r\\nabc"),
+        raw(b"POST /runtime/invocation/response HTTP/1.1\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\nzz\\r\\n"),
+        raw(again + again),
+        raw(again, socket.AF_INET6, "::ffff:127.0.0.1"),
+    ]
+
+loop(handler)
+"""
+)
+
+
+async def test_whatever_it_sends_its_server_goes_on(running: Running) -> None:
+    gateway = await running.gateway()
+    spec = custom(running, HOSTILE)
+    for _ in range(2):
+        said = await gateway.value({}, spec)
+        assert said[0] in ("431", "closed")  # it is answered and closed while the rest is still on its way
+        assert said[1:] == ["400", "404", "400", "200", "200"]
+    assert running.agent.host.facts()["workers"] == 1
+
+
+async def test_neither_a_huge_log_nor_closed_output_stops_it(running: Running) -> None:
+    gateway = await running.gateway()
+    code = SCF + (
+        "def handler(event, headers):\n"
+        "    sys.stdout.write('z' * event + '\\n' * 100_000)\n"
+        "    sys.stdout.flush()\n"
+        "    if not event:\n"
+        "        os.close(1), os.close(2)\n"
+        "    return event\n"
+        "loop(handler)\n"
+    )
+    spec = custom(running, code)
+    assert [await gateway.value(size, spec) for size in (20_000_000, 1000)] == [20_000_000, 1000]
+    assert [await gateway.value(0, spec), running.agent.host.facts()["workers"]] == [0, 1]
