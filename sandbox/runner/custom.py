@@ -180,6 +180,8 @@ class CustomWorker:
 
     def _ended(self, code: int) -> NoReturn:
         """The bootstrap is gone: so is this worker, with its exit code, or 128 and the number of its signal."""
+        for number, connection in list(self._connections.items()):
+            self._read(number, connection)  # a result that it did not wait to see accepted
         corr = self._api.writing_for
         for output in self._outputs:
             output.finish(corr)

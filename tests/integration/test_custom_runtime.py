@@ -132,6 +132,36 @@ async def log_of(running: Running, gateway: Gateway, answer: asyncio.Future[Resu
     return found
 
 
+async def test_what_a_run_said_before_it_ended_badly_is_in_its_log(running: Running) -> None:
+    gateway = await running.gateway()
+    code = SCF + (
+        "def handler(event, headers):\n"
+        "    print('last words', flush=True)\n"
+        "    raise ValueError(event) if event == 'raise' else os.kill(os.getpid(), 11) if event == 'fault' else time.sleep(9)\n"
+        "loop(handler)\n"
+    )
+    spec = custom(running, code, timeout_s=1)
+    for how, status, says in (
+        ("raise", 439, "ValueError: raise"),
+        ("fault", 439, "ended by SIGSEGV"),
+        ("hang", 433, ""),
+    ):
+        answer = gateway.send(how, spec)
+        assert (await answer).status == status
+        lines = [line for _, line in await log_of(running, gateway, answer)]
+        assert lines[1] == "last words"
+        assert any(says in line for line in lines)
+
+
+async def test_a_result_counts_also_when_its_sender_is_gone_at_once(running: Running) -> None:
+    gateway = await running.gateway()
+    code = SCF + ("ready()\nnext_event()\nours.request('POST', '/runtime/invocation/response', '1')\nos._exit(0)\n")
+    spec = custom(running, code)
+    for _ in range(5):
+        assert (await gateway.call({}, spec)).status == 200
+        await until(lambda: running.agent.host.facts()["workers"] == 0)
+
+
 def running_corr(gateway: Gateway, answer: asyncio.Future[Result]) -> int:
     return next(corr for corr, kept in gateway._answers.items() if kept is answer)
 
