@@ -181,7 +181,9 @@ class CustomWorker:
     def _ended(self, code: int) -> NoReturn:
         """The bootstrap is gone: so is this worker, with its exit code, or 128 and the number of its signal."""
         for number, connection in list(self._connections.items()):
-            self._read(number, connection)  # a result that it did not wait to see accepted
+            for _ in range(_DRAIN_READS):  # a result that it did not wait to see accepted
+                if not self._read(number, connection):
+                    break
         corr = self._api.writing_for
         for output in self._outputs:
             output.finish(corr)
@@ -253,21 +255,23 @@ class CustomWorker:
         if mask & selectors.EVENT_READ:
             self._read(number, connection)
 
-    def _read(self, number: int, connection: _Connection) -> None:
+    def _read(self, number: int, connection: _Connection) -> bool:
+        """One read, and what it leads to; False when there is nothing more now, or the connection is closed."""
         try:
             data = connection.sock.recv(_READ)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             data = b""
         if not data:
             self._close(number)
-            return
+            return False
         connection.parser.feed(data)
         if connection.waits and connection.parser.buffered > _AHEAD:
             self._close(number)
-            return
+            return False
         self._requests(number, connection)
+        return number in self._connections
 
     def _requests(self, number: int, connection: _Connection) -> None:
         """Take requests one by one; the next only when the one before is answered."""

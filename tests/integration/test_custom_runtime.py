@@ -155,7 +155,9 @@ async def test_what_a_run_said_before_it_ended_badly_is_in_its_log(running: Runn
 
 async def test_a_result_counts_also_when_its_sender_is_gone_at_once(running: Running) -> None:
     gateway = await running.gateway()
-    code = SCF + ("ready()\nnext_event()\nours.request('POST', '/runtime/invocation/response', '1')\nos._exit(0)\n")
+    code = SCF + (
+        "ready()\nnext_event()\nours.request('POST', '/runtime/invocation/response', b'1' * 1_000_000)\nos._exit(0)\n"
+    )
     spec = custom(running, code)
     for _ in range(5):
         assert (await gateway.call({}, spec)).status == 200
