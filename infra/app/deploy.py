@@ -43,7 +43,7 @@ class Api(Protocol):
 class Wish:
     """What is to be deployed.
 
-    `code` is the API's structure Code; `configuration` holds what was asked for, by the API's names; the rest stays, or is default.
+    `code` is the API's structure Code; `handler` is empty for what is there, or the default; `configuration` holds what was asked for, by the API's names; the rest stays, or is default.
     """
 
     function: str
@@ -98,7 +98,7 @@ class Deployment:
 
     def _create(self) -> Deployed:
         configuration = {"Runtime": "Python3.10", **self._wish.configuration}
-        fields = {**self._name, "Handler": self._wish.handler, "Code": self._wish.code, **configuration}
+        fields = {**self._name, **self._code(), **configuration}
         try:
             self._api.call("CreateFunction", fields)
         except BadRequest as exc:
@@ -129,15 +129,18 @@ class Deployment:
             after = self._change("UpdateFunctionConfiguration", changed)
             if after["Status"] != "Active":
                 return Deployed(created=False, status=after["Status"], reasons=_reasons(after))
-        code = {"Handler": self._wish.handler, "Code": self._wish.code}
         try:
-            after = self._change("UpdateFunctionCode", code)
+            after = self._change("UpdateFunctionCode", self._code())
         except BadRequest:
             self._put_back(before, changed)
             raise
         if after["Status"] != "Active":
             self._put_back(before, changed)
         return Deployed(created=False, status=after["Status"], reasons=_reasons(after))
+
+    def _code(self) -> dict[str, Any]:
+        handler = {"Handler": self._wish.handler} if self._wish.handler else {}
+        return {**handler, "Code": self._wish.code}
 
     def _put_back(self, before: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
         if changed:
@@ -219,7 +222,8 @@ def run(args: argparse.Namespace) -> ExitStatus:
     if deployed.is_good:
         if not args.json:
             done = "created" if deployed.created else "updated"
-            say(f"{name} is {done} and Active ({len(package):,} bytes, handler {handler})")
+            what = f"handler {handler}" if handler else "by its bootstrap"
+            say(f"{name} is {done} and Active ({len(package):,} bytes, {what})")
         return ExitStatus.OK
     note(f"penstock: {name} could not be {'created' if deployed.created else 'updated'} ({deployed.status})")
     for reason in deployed.reasons:
@@ -239,7 +243,7 @@ def check_package(package: bytes, handler: str, runtime: str | None) -> None:
 
 
 def handler_of(args: argparse.Namespace) -> str:
-    """The handler as given, or for a custom runtime SCF's usual one. Raises UsageProblem."""
+    """The handler as given; a custom runtime may go without (empty). Raises UsageProblem."""
     if args.handler is not None:
         handler: str = args.handler
         return handler
@@ -247,7 +251,7 @@ def handler_of(args: argparse.Namespace) -> str:
         raise UsageProblem(
             "--handler is needed, e.g. --handler index.main_handler; only --runtime CustomRuntime goes without"
         )
-    return "index.main_handler"
+    return ""
 
 
 @contextmanager

@@ -70,7 +70,15 @@ def test_a_deployed_bootstrap_answers_calls_and_takes_a_topics_records_in_order(
 
 def test_new_code_and_another_runtime_take_over(fabric: Fabric, client: Sdk, tmp_path: Path) -> None:
     deployed(fabric, tmp_path, "changes", TELLS)
+    client.call(
+        "UpdateFunctionCode",
+        FunctionName="changes",
+        Handler="main.go",
+        ZipFile=base64.b64encode(bootstrap(TELLS)).decode(),
+    )
+    assert client.settled("changes")["Status"] == "Active"
     deployed(fabric, tmp_path, "changes", SCF + "loop(lambda event, headers: 'new')\n")
+    assert client.call("GetFunction", FunctionName="changes")["Handler"] == "main.go"
     assert client.invoke("changes", 1)["RetMsg"] == '"new"'
     (tmp_path / "changes" / "index.py").write_text("def main_handler(event, context):\n    return 'python'\n")
     fabric.ok("deploy", str(tmp_path / "changes"), "--name", "changes", "--handler", "index.main_handler")
