@@ -190,6 +190,8 @@ class CustomWorker:
         if code < 0:
             with contextlib.suppress(ValueError):
                 self._channel.send_log(corr, 2, f"bootstrap was ended by {signal.Signals(-code).name}\n".encode())
+        if self._api.is_between:
+            self._channel.send_leaving()
         with contextlib.suppress(OSError):
             os.killpg(self._child, signal.SIGKILL)  # what is left of its group, where no pid namespace ends with us
         os._exit(_BY_SIGNAL - code if code < 0 else code)

@@ -85,6 +85,11 @@ class RuntimeApi:
         run = self._current or (self._queue[0] if self._queue else None)
         return run.corr if run is not None else 0
 
+    @property
+    def is_between(self) -> bool:
+        """True after a run and before the next: a runtime that ends here has done its part. (One that never took an event has not.)"""
+        return self._current is None and self._last != ""
+
     def run(self, run: Run, now_ms: int) -> list[Effect]:
         """One more event, behind those that wait. `now_ms` is the time of day."""
         self._queue.append(run)

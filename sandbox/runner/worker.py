@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-LOAD, READY, RUN, DONE, LOG, RUN_BATCHED = 16, 17, 18, 19, 20, 21
+LOAD, READY, RUN, DONE, LOG, RUN_BATCHED, LEAVING = 16, 17, 18, 19, 20, 21, 22
 OK, USER_EXCEPTION, BAD_EVENT, REPLY_TOO_LARGE, BAD_REPLY = range(5)
 _FRAME = struct.Struct("!IB")
 _RUN = struct.Struct("!I16s")
@@ -103,6 +103,10 @@ class Channel:
     def send_done(self, corr: int, outcome: int, peak_kib: int, body: bytes) -> None:
         """DONE."""
         self.send(_DONE.pack(len(body) + 10, DONE, corr, outcome, peak_kib) + body)
+
+    def send_leaving(self) -> None:
+        """LEAVING."""
+        self.send(_FRAME.pack(1, LEAVING))
 
     def _read(self) -> None:
         data = self._sock.recv(_CHUNK)

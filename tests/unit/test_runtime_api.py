@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from sandbox.runner import worker
 from sandbox.runner.http1 import Request
 from sandbox.runner.runtimeapi import (
     BAD_EVENT,
@@ -20,7 +21,7 @@ from sandbox.runner.runtimeapi import (
     Run,
     RuntimeApi,
 )
-from schemas.frames import DoneOutcome
+from schemas.frames import DoneOutcome, Kind
 
 NEXT, RESPONSE, ERROR = "/runtime/invocation/next", "/runtime/invocation/response", "/runtime/invocation/error"
 AWS = "/2018-06-01/runtime"
@@ -55,6 +56,19 @@ def status(effects: list[Effect]) -> int:
 
 def test_the_outcomes_are_those_of_the_frames() -> None:
     assert list(DoneOutcome)[:4] == [OK, USER_EXCEPTION, BAD_EVENT, REPLY_TOO_LARGE]
+
+
+def test_the_workers_kinds_of_frames_are_those_of_the_agent() -> None:
+    names = ("LOAD", "READY", "RUN", "DONE", "LOG", "RUN_BATCHED", "LEAVING")
+    assert [getattr(worker, name) for name in names] == [Kind[name] for name in names]
+
+
+def test_a_runtime_is_between_events_only_after_it_has_done_one(talk: Talk) -> None:
+    seen = []
+    for act in (talk.get, lambda: talk.run(ONE), lambda: talk.post(RESPONSE, b"1"), lambda: talk.run(TWO), talk.get):
+        act()
+        seen.append(talk.api.is_between)
+    assert seen == [False, False, True, True, False]
 
 
 def test_the_first_ready_counts_and_a_next_is_one_too(talk: Talk) -> None:
