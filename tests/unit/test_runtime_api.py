@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 
@@ -64,11 +65,14 @@ def test_the_workers_kinds_of_frames_are_those_of_the_agent() -> None:
 
 
 def test_a_runtime_is_between_events_only_after_it_has_done_one(talk: Talk) -> None:
-    seen = []
-    for act in (talk.get, lambda: talk.run(ONE), lambda: talk.post(RESPONSE, b"1"), lambda: talk.run(TWO), talk.get):
-        act()
-        seen.append(talk.api.is_between)
-    assert seen == [False, False, True, True, False]
+    acts: list[Callable[[], object]] = [
+        talk.get,
+        lambda: talk.run(ONE),
+        lambda: talk.post(RESPONSE, b"1"),
+        lambda: talk.run(TWO),
+        talk.get,
+    ]
+    assert [act() is not None and talk.api.is_between for act in acts] == [False, False, True, True, False]
 
 
 def test_the_first_ready_counts_and_a_next_is_one_too(talk: Talk) -> None:
