@@ -101,7 +101,7 @@ class Node(Protocol):
         ...
 
     async def check_code(self, spec: Spec, code_dir: Path, layer_dirs: Sequence[Path] = ()) -> tuple[StatusReason, ...]:
-        """Look, without running user code, whether the handler can be found: why not, or nothing."""
+        """Look, without running user code, whether the handler (of a custom runtime: the bootstrap) can be found: why not, or nothing."""
         ...
 
     async def close(self) -> None:

@@ -153,7 +153,7 @@ class JailNode:
         self, spec: Spec, code_dir: Path, layer_dirs: Sequence[Path] = (), *, environment: dict[str, str]
     ) -> JailWorker:
         """See the port; the environment reaches the worker with LOAD."""
-        wanted = await self._bring(spec, code_dir, layer_dirs)
+        wanted = {"bootstrap": spec.is_custom, **await self._bring(spec, code_dir, layer_dirs)}
         if self._mode == "bare":
             scratch = self._home / f"tmp-{self._numbers + 1}"
             scratch.mkdir()
@@ -162,7 +162,8 @@ class JailNode:
 
     async def check_code(self, spec: Spec, code_dir: Path, layer_dirs: Sequence[Path] = ()) -> tuple[StatusReason, ...]:
         """See the port: a worker reads the source and says what it sees."""
-        wanted = {"check": True, "handler": spec.handler, **await self._bring(spec, code_dir, layer_dirs)}
+        wanted = {"check": True, "bootstrap": spec.is_custom, "handler": spec.handler}
+        wanted |= await self._bring(spec, code_dir, layer_dirs)
         if self._mode == "bare":
             wanted["scratch"] = str(self._home)
         worker = await self._start(wanted, memory_mib=512)

@@ -17,6 +17,10 @@ from schemas.package import PackageEntry, PackageFacts, check_zip, read_files
 _FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+_BOOTSTRAP: Final = "bootstrap"
+"""Started as a program where the Runtime is CustomRuntime; zips made on Windows have no permissions."""
+
+
 def unpack(data: bytes, folder: Path) -> PackageFacts:
     """Unpack a zip into a folder that does not exist yet; on any failure the folder is gone again.
 
@@ -43,7 +47,7 @@ def unpack(data: bytes, folder: Path) -> PackageFacts:
 def _write(path: Path, entry: PackageEntry, chunks: Iterator[bytes]) -> None:
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     try:
-        descriptor = os.open(path, _FLAGS, 0o555 if entry.executable else 0o444)
+        descriptor = os.open(path, _FLAGS, 0o555 if entry.executable or entry.path == _BOOTSTRAP else 0o444)
     except FileExistsError as exc:  # two names that this file system holds for one
         raise BadPackage(f"{entry.path!r} is in the package twice") from exc
     with os.fdopen(descriptor, "wb") as out:

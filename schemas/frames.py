@@ -6,7 +6,8 @@ standard library alone; tests/unit/test_frames.py compares the two.
 
 Gateway → agent: SPEC declares a function version under a small number, FLOW a (trigger, partition, epoch); INVOKE refers to both.
 Agent → gateway: RESULT per INVOKE, in any order; STATS now and then.
-Agent → worker: LOAD once, then RUN after RUN (a worker runs them in that order). Worker → agent: READY, LOG, DONE.
+Agent → worker: LOAD once, then RUN after RUN (a worker runs them in that order). Worker → agent: READY, LOG, DONE, and
+LEAVING when it ends between two events: what it was given and did not answer has not begun.
 The DONE of a RUN is sent before the next event is begun, so when a worker dies the first unanswered RUN is the one that ran. RUN_BATCHED allows the
 worker to keep its DONE back while the next frames are at hand and quick: a third of the CPU, but after a death any of several may have run.
 """
@@ -20,6 +21,7 @@ from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
 from schemas.errors import WireError
+from schemas.ids import CUSTOM_RUNTIME
 from schemas.limits import FRAME_BYTES
 
 
@@ -40,6 +42,7 @@ class Kind(IntEnum):
     DONE = 19
     LOG = 20
     RUN_BATCHED = 21
+    LEAVING = 22
 
 
 HEADER: Final = struct.Struct("!IB")
@@ -134,6 +137,11 @@ class Spec:
 
     def __hash__(self) -> int:
         return hash((self.function, self.version, self.code_sha256))  # the dict has no hash; equality still sees it
+
+    @property
+    def is_custom(self) -> bool:
+        """True when its package brings its own runtime, the file `bootstrap`."""
+        return self.runtime == CUSTOM_RUNTIME
 
     @property
     def key(self) -> str:

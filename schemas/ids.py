@@ -17,6 +17,8 @@ RequestId = NewType("RequestId", str)
 DEFAULT_NAMESPACE = "default"
 LATEST = "$LATEST"
 DEFAULT_ALIAS = "$DEFAULT"
+CUSTOM_RUNTIME = "CustomRuntime"
+"""The Runtime of functions whose package brings its own: an executable `bootstrap` at its top."""
 
 _FUNCTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,58}[A-Za-z0-9]\Z")
 _NAMESPACE = re.compile(r"[A-Za-z](?:[A-Za-z0-9_-]{0,28}[A-Za-z0-9])?\Z")

@@ -10,6 +10,7 @@ class RunStatus(IntEnum):
 
     OK = 200
     BAD_EVENT = 400
+    CONTAINER_EXIT = 405
     EVENT_TOO_LARGE = 406
     REPLY_TOO_LARGE = 407
     START_RATE = 429
@@ -37,6 +38,7 @@ _PLATFORM = frozenset(
 
 ERROR_NAMES: dict[RunStatus, str] = {
     RunStatus.BAD_EVENT: "InvalidEvent",
+    RunStatus.CONTAINER_EXIT: "ContainerExited",
     RunStatus.EVENT_TOO_LARGE: "RequestTooLarge",
     RunStatus.REPLY_TOO_LARGE: "ResponseTooLarge",
     RunStatus.START_RATE: "InstanceStartRateLimit",

@@ -60,9 +60,26 @@ def check_handler(data: bytes, handler: str) -> PackageFacts:
             f"the handler {handler} needs {wanted} at the top of the package, but it is at {nested[0]}:"
             f" deploy the folder {nested[0].removesuffix('/' + wanted)} itself"
         )
+    raise BadPackage(f"the handler {handler} needs {wanted}, which is not in the package (it holds: {_top(facts)})")
+
+
+def check_bootstrap(data: bytes) -> PackageFacts:
+    """The package's facts, when it is well formed and has a file `bootstrap` at its top, which CustomRuntime starts.
+
+    Raises:
+        BadPackage: otherwise.
+    """
+    facts = check_zip(data)
+    if "bootstrap" in facts.files:
+        return facts
+    raise BadPackage(
+        f"CustomRuntime needs an executable file bootstrap at the top of the package, which has: {_top(facts)}"
+    )
+
+
+def _top(facts: PackageFacts) -> str:
     top = sorted({path.split("/")[0] for path in facts.files})
-    shown = ", ".join(top[:8]) + (", …" if len(top) > 8 else "")
-    raise BadPackage(f"the handler {handler} needs {wanted}, which is not in the package (it holds: {shown})")
+    return ", ".join(top[:8]) + (", …" if len(top) > 8 else "")
 
 
 def _zip(folder: Path) -> bytes:

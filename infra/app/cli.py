@@ -201,10 +201,12 @@ def _deploy(verbs: Any) -> None:
         "source", metavar="DIR|ZIP", help="the code; .git, __pycache__ and .venv are left out of a folder"
     )
     parser.add_argument(
-        "--handler", required=True, metavar="FILE.FUNCTION", help="what to call, e.g. index.main_handler"
+        "--handler", metavar="FILE.FUNCTION", help="what to call, e.g. index.main_handler; CustomRuntime goes without"
     )
     parser.add_argument("--name", metavar="F", help="the function's name (default: the folder's)")
-    parser.add_argument("--runtime", metavar="R", help="e.g. Python3.10, the default of a new function")
+    parser.add_argument(
+        "--runtime", metavar="R", help="Python3.10 (a new function), or CustomRuntime for a package with a bootstrap"
+    )
     parser.add_argument(
         "--memory", type=_memory, metavar="MIB", help="64, or 128 to 3072 in steps of 128 (a new function: 128)"
     )

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from infra import clock
-from infra.app.bundle import bundle, check_handler
+from infra.app.bundle import bundle, check_bootstrap, check_handler
 from infra.app.client import connect
 from infra.app.console import ExitStatus, UsageProblem, note, say, say_json
 from infra.app.state import FabricFolder, choose_folder
 from schemas.errors import BadRequest, DeadlineExceeded
-from schemas.ids import is_function_name
+from schemas.ids import CUSTOM_RUNTIME, is_function_name
 from schemas.limits import INLINE_ZIP_BYTES
 from schemas.package import check_zip
 
@@ -43,7 +43,7 @@ class Api(Protocol):
 class Wish:
     """What is to be deployed.
 
-    `code` is the API's structure Code; `configuration` holds what was asked for, by the API's names; the rest stays, or is default.
+    `code` is the API's structure Code; `handler` is empty for what is there, or the default; `configuration` holds what was asked for, by the API's names; the rest stays, or is default.
     """
 
     function: str
@@ -98,7 +98,7 @@ class Deployment:
 
     def _create(self) -> Deployed:
         configuration = {"Runtime": "Python3.10", **self._wish.configuration}
-        fields = {**self._name, "Handler": self._wish.handler, "Code": self._wish.code, **configuration}
+        fields = {**self._name, **self._code(), **configuration}
         try:
             self._api.call("CreateFunction", fields)
         except BadRequest as exc:
@@ -129,15 +129,18 @@ class Deployment:
             after = self._change("UpdateFunctionConfiguration", changed)
             if after["Status"] != "Active":
                 return Deployed(created=False, status=after["Status"], reasons=_reasons(after))
-        code = {"Handler": self._wish.handler, "Code": self._wish.code}
         try:
-            after = self._change("UpdateFunctionCode", code)
+            after = self._change("UpdateFunctionCode", self._code())
         except BadRequest:
             self._put_back(before, changed)
             raise
         if after["Status"] != "Active":
             self._put_back(before, changed)
         return Deployed(created=False, status=after["Status"], reasons=_reasons(after))
+
+    def _code(self) -> dict[str, Any]:
+        handler = {"Handler": self._wish.handler} if self._wish.handler else {}
+        return {**handler, "Code": self._wish.code}
 
     def _put_back(self, before: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
         if changed:
@@ -198,11 +201,12 @@ def _variables(environment: Any) -> dict[str, str]:
 def run(args: argparse.Namespace) -> ExitStatus:
     """The command."""
     package = bundle(Path(args.source))
-    check_package(package, args.handler, args.runtime)
+    handler = handler_of(args)
+    check_package(package, handler, args.runtime)
     name, configuration = name_of(args), configuration_of(args)
     folder = choose_folder(args.data_dir)
     with _sent(folder, package) as code:
-        wish = Wish(name, args.namespace, args.handler, code, configuration)
+        wish = Wish(name, args.namespace, handler, code, configuration)
         deployed = Deployment(connect(folder), wish).run()
     if args.json:
         say_json(
@@ -218,7 +222,8 @@ def run(args: argparse.Namespace) -> ExitStatus:
     if deployed.is_good:
         if not args.json:
             done = "created" if deployed.created else "updated"
-            say(f"{name} is {done} and Active ({len(package):,} bytes, handler {args.handler})")
+            what = f"handler {handler}" if handler else "by its bootstrap"
+            say(f"{name} is {done} and Active ({len(package):,} bytes, {what})")
         return ExitStatus.OK
     note(f"penstock: {name} could not be {'created' if deployed.created else 'updated'} ({deployed.status})")
     for reason in deployed.reasons:
@@ -229,10 +234,24 @@ def run(args: argparse.Namespace) -> ExitStatus:
 
 def check_package(package: bytes, handler: str, runtime: str | None) -> None:
     """What can be seen before anything is sent. Raises BadPackage."""
-    if runtime == "CustomRuntime":
-        check_zip(package)
-    else:
+    if runtime == CUSTOM_RUNTIME:
+        check_bootstrap(package)
+    elif (
+        runtime is not None or "bootstrap" not in check_zip(package).files
+    ):  # else the function that is there may be a custom one
         check_handler(package, handler)
+
+
+def handler_of(args: argparse.Namespace) -> str:
+    """The handler as given; a custom runtime may go without (empty). Raises UsageProblem."""
+    if args.handler is not None:
+        handler: str = args.handler
+        return handler
+    if args.runtime != CUSTOM_RUNTIME:
+        raise UsageProblem(
+            "--handler is needed, e.g. --handler index.main_handler; only --runtime CustomRuntime goes without"
+        )
+    return ""
 
 
 @contextmanager

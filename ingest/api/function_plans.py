@@ -21,7 +21,7 @@ from ingest.api.function_requests import (
 )
 from ingest.api.services import Call
 from schemas.errors import BadRequest
-from schemas.ids import LATEST, FunctionKey, function_id, is_env_key
+from schemas.ids import CUSTOM_RUNTIME, LATEST, FunctionKey, function_id, is_env_key
 from schemas.lifecycle import FunctionMove, FunctionStatus, after
 from schemas.limits import (
     ENV_BYTES,
@@ -35,9 +35,11 @@ from schemas.records import Command, FunctionConfig, FunctionRecord, LayerRef
 _PYTHON: Final = re.compile(r"Python3\.[0-9]{1,2}\Z")
 _RESERVED: Final = ("SCF_", "QCLOUD_", "TENCENTCLOUD_")
 _RUNTIMES: Final = (
-    "use Python3.10 (any Python3 name runs on the Python of the fabric's machine); other languages are for CustomRuntime,"
-    " which this release of Penstock does not run yet"
+    "use Python3.10 (any Python3 name runs on the Python of the fabric's machine); for any other language use CustomRuntime,"
+    " with an executable file bootstrap at the top of the package"
 )
+_CUSTOM_HANDLER: Final = "index.main_handler"
+"""What a bootstrap finds in _HANDLER when no Handler was given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +59,13 @@ class PackageFacts:
 
 
 def check_runtime(runtime: str | None) -> str:
-    """The runtime name; raises BadRequest for all but Python 3."""
+    """The runtime name; raises BadRequest for all but Python 3 and CustomRuntime."""
     if not runtime:
         raise BadRequest(
             "InvalidParameterValue.Runtime",
             f"Runtime is missing, and SCF's default Python2.7 does not exist here: {_RUNTIMES}",
         )
-    if runtime == "CustomRuntime":
-        raise BadRequest(
-            "UnsupportedOperation",
-            "Runtime CustomRuntime is not supported by this release of Penstock yet; Python3 functions run",
-        )
-    if not _PYTHON.match(runtime):
+    if runtime != CUSTOM_RUNTIME and not _PYTHON.match(runtime):
         raise BadRequest("InvalidParameterValue.Runtime", f"Runtime {short(runtime)} does not exist here: {_RUNTIMES}")
     return runtime
 
@@ -132,7 +129,7 @@ def check_create(request: CreateFunction) -> FunctionConfig:
     """The configuration that a CreateFunction asks for, still without its package and layers; raises BadRequest."""
     check_type(request.type)
     runtime = check_runtime(request.runtime)
-    if not request.handler:
+    if not request.handler and runtime != CUSTOM_RUNTIME:
         raise BadRequest(
             "InvalidParameterValue.Handler", "Handler is required: FILE.FUNCTION, such as index.main_handler"
         )
@@ -140,7 +137,7 @@ def check_create(request: CreateFunction) -> FunctionConfig:
         version=LATEST,
         code_sha256="",
         code_size=0,
-        handler=request.handler,
+        handler=request.handler or _CUSTOM_HANDLER,
         runtime=runtime,
         memory_mib=request.memory_size or MEMORY_DEFAULT_MIB,
         timeout_s=request.timeout or TIMEOUT_DEFAULT_S,

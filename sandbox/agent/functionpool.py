@@ -316,7 +316,9 @@ class FunctionPool:
         self.all.discard(worker)
         unsure = worker.unsure  # several may have run, and only the last of them did not end
         calls, worker.calls = worker.calls, deque()
-        if calls and not unsure and (calls[0].doom is not None or not worker.killed):
+        if worker.between and self.spec.is_custom:  # said by our own process, not by the function's
+            pass  # nothing of what is left has begun
+        elif calls and not unsure and (calls[0].doom is not None or not worker.killed):
             head = calls.popleft()
             status, message = head.doom or self._reason(ended)
             run = Run(worker.head_at, now, int((now - worker.head_at) * 1e6), ended.peak_kib)

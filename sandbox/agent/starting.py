@@ -109,7 +109,7 @@ class Starter:
             worker.kill()
             await worker.driver.exited()
             raise StartFailed(
-                RunStatus.INIT_TIMEOUT, f"the code was not loaded within {spec.init_timeout_s} s", worker.early_lines()
+                RunStatus.INIT_TIMEOUT, f"{_not_yet(spec)} within {spec.init_timeout_s} s", worker.early_lines()
             ) from None
         except ConnectionError:
             raise _died(worker, spec) from None
@@ -119,6 +119,10 @@ class Starter:
         if not ok:
             worker.kill()
             raise _refused(worker, said)
+
+
+def _not_yet(spec: Spec) -> str:
+    return "bootstrap asked for no event and did not say ready" if spec.is_custom else "the code was not loaded"
 
 
 def _words(exc: Exception) -> str:
@@ -131,6 +135,9 @@ def _died(worker: WorkerLink, spec: Spec) -> StartFailed:
         what = f"the function used more memory than its {spec.memory_mib} MB while it was loaded"
         return StartFailed(RunStatus.MEMORY, what, early)
     code = 0 if ended is None else ended.code
+    if spec.is_custom:
+        what = f"bootstrap exited with code {code} before it was ready for events"
+        return StartFailed(RunStatus.CONTAINER_EXIT, what, early)
     how = f"was ended by signal {-code}" if code < 0 else f"exited with code {code}"
     return StartFailed(RunStatus.PROCESS_EXIT, f"the function's process {how} while it was loaded", early)
 

@@ -34,6 +34,7 @@ EOF_GRACE_S: Final = 0.2
 _DONE: Final = int(Kind.DONE)
 _LOG: Final = int(Kind.LOG)
 _READY: Final = int(Kind.READY)
+_LEAVING: Final = int(Kind.LEAVING)
 _buffer = memoryview(bytearray(READ_BYTES))
 
 
@@ -69,6 +70,7 @@ class WorkerLink:
         "_sequence",
         "_splitter",
         "_unsent",
+        "between",
         "calls",
         "driver",
         "ended",
@@ -110,6 +112,8 @@ class WorkerLink:
         """Told to go because it was idle; its memory is about to be free."""
         self.ended: WorkerExit | None = None
         """How it ended, once it is dead."""
+        self.between = False
+        """It said that it ends between two events: none of `calls` has begun."""
         self.native = False
         """It has written to its pipes before: look at them before each end of a call."""
         self._loop = asyncio.get_running_loop()
@@ -268,6 +272,8 @@ class WorkerLink:
                 if not isinstance(said, dict):
                     raise WireError("READY is no object")
                 self._ready.set_result((bool(said.get("ok")), said))
+            elif kind == _LEAVING and self._ready.done():
+                self.between = True
             else:
                 raise WireError(f"unexpected frame of kind {kind}")
         if done:

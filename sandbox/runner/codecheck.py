@@ -1,4 +1,4 @@
-"""Can a handler be found in a package? Told by reading the source, never by running it. Standard library only."""
+"""Can a package be run: has it the handler, or the bootstrap? Told by reading, never by running it. Standard library only."""
 
 from __future__ import annotations
 
@@ -30,6 +30,42 @@ def check(handler: str, search_path: list[str]) -> list[Reason]:
             f"Zip the files themselves, not the folder around them, or correct the handler",
         )
     ]
+
+
+def check_bootstrap(root: str) -> list[Reason]:
+    """Why the file `bootstrap` at the package's top can't be started as a custom runtime: (code, sentence) pairs, none when it can."""
+    file = os.path.join(root, "bootstrap")
+    if not os.path.isfile(file):
+        there = ", ".join(sorted(os.listdir(root))[:8]) or "nothing"
+        problem = (
+            f"the package has no file bootstrap at its top, which CustomRuntime starts; at its top there is: {there}. "
+            "Zip the files themselves, not the folder around them"
+        )
+    elif not os.access(file, os.X_OK):
+        problem = "bootstrap is not executable: chmod 755 bootstrap, and make the zip again"
+    else:
+        with open(file, "rb") as program:
+            problem = _program_problem(program.read(256))
+    return [("InvalidParameterValue.Code", problem)] if problem else []
+
+
+def _program_problem(head: bytes) -> str:
+    if head.startswith(b"\x7fELF"):
+        with open("/proc/self/exe", "rb") as own:
+            here = own.read(20)
+        if (head[4:6], head[18:20]) != (here[4:6], here[18:20]):
+            return f"bootstrap is a program for another kind of processor: build it for {os.uname().machine}"
+        return ""
+    if not head.startswith(b"#!"):
+        return "bootstrap starts neither with #! and its interpreter nor is it a Linux program"
+    line = head.partition(b"\n")[0]
+    if line.endswith(b"\r"):
+        return "bootstrap has Windows line ends (CRLF), so its interpreter is not found: save it with LF"
+    words = line[2:].split()
+    interpreter = os.fsdecode(words[0]) if words else ""
+    if not os.access(interpreter, os.X_OK):
+        return f"bootstrap names {ascii(interpreter)[:100]} as its interpreter, which does not exist here"
+    return ""
 
 
 def _look(file: str, shown: str, name: str, handler: str) -> list[Reason]:

@@ -15,7 +15,14 @@ NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC = 1, 2, 4, 8, 32, 4096, 16384
 MS_PRIVATE = 1 << 18
 MNT_DETACH = 2
-PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 24, 22, 38, 47
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = (
+    1,
+    4,
+    24,
+    22,
+    38,
+    47,
+)
 SYS_PIVOT_ROOT, SYS_LANDLOCK_CREATE, SYS_LANDLOCK_ADD, SYS_LANDLOCK_RESTRICT = 155, 444, 445, 446
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -112,6 +119,10 @@ class _PathRule(ctypes.Structure):
     _fields_ = (("access", ctypes.c_uint64), ("fd", ctypes.c_int32))
 
 
+class _PortRule(ctypes.Structure):
+    _fields_ = (("access", ctypes.c_uint64), ("port", ctypes.c_uint64))
+
+
 _FS_BY_ABI = {1: 13, 2: 14, 3: 15, 4: 15}
 LL_READ = 0b1101
 """Landlock rights: execute, read file, read folder."""
@@ -123,8 +134,11 @@ def landlock_abi() -> int:
     return max(0, found)
 
 
-def landlock(readable: Sequence[str], writable: Sequence[str], *, network: bool) -> None:
-    """Allow reading below `readable` and everything below `writable`; TCP only when `network`; nothing scoped out may be signalled."""
+def landlock(readable: Sequence[str], writable: Sequence[str], *, network: bool, connect_to: int = 0) -> None:
+    """Allow reading below `readable` and everything below `writable`; TCP only when `network`, or to the port `connect_to`.
+
+    Nothing scoped out may be signalled.
+    """
     abi = landlock_abi()
     if abi == 0:
         return
@@ -145,6 +159,9 @@ def landlock(readable: Sequence[str], writable: Sequence[str], *, network: bool)
             rule = _PathRule(allowed & every, fd)
             _check(_libc.syscall(SYS_LANDLOCK_ADD, ruleset, 1, ctypes.byref(rule), 0), f"landlock rule for {path}")
             os.close(fd)
+    if rules.net and connect_to:
+        port = _PortRule(2, connect_to)  # LANDLOCK_ACCESS_NET_CONNECT_TCP
+        _check(_libc.syscall(SYS_LANDLOCK_ADD, ruleset, 2, ctypes.byref(port), 0), "landlock rule for a port")
     _check(_libc.syscall(SYS_LANDLOCK_RESTRICT, ruleset, 0), "landlock_restrict_self")
     os.close(ruleset)
 

@@ -22,10 +22,11 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-LOAD, READY, RUN, DONE, LOG, RUN_BATCHED = 16, 17, 18, 19, 20, 21
+LOAD, READY, RUN, DONE, LOG, RUN_BATCHED, LEAVING = 16, 17, 18, 19, 20, 21, 22
 OK, USER_EXCEPTION, BAD_EVENT, REPLY_TOO_LARGE, BAD_REPLY = range(5)
 _FRAME = struct.Struct("!IB")
 _RUN = struct.Struct("!I16s")
+RUN_FIXED = _RUN.size
 _DONE = struct.Struct("!IBIBI")
 _LOG = struct.Struct("!IBIB")
 _U32 = struct.Struct("!I")
@@ -79,6 +80,33 @@ class Channel:
         while not self._frames:
             self._read()
         return self._frames.pop()
+
+    def take(self) -> list[tuple[int, bytes]]:
+        """What a readable socket has: frames in order, or none yet. Ends the process when the agent is gone."""
+        if not self._frames:
+            self._read()
+        found, self._frames = self._frames, []
+        found.reverse()
+        return found
+
+    def send_log(self, corr: int, stream: int, data: bytes) -> None:
+        """Printed bytes as LOG frames; `stream` 1 or 2."""
+        for at in range(0, len(data), _LOG_CHUNK):
+            part = data[at : at + _LOG_CHUNK]
+            self.send(_LOG.pack(len(part) + 6, LOG, corr, stream) + part)
+
+    def send_ready(self, said: dict[str, Any]) -> None:
+        """READY."""
+        body = json.dumps(said).encode()
+        self.send(_FRAME.pack(len(body) + 5, READY) + _U32.pack(0) + body)
+
+    def send_done(self, corr: int, outcome: int, peak_kib: int, body: bytes) -> None:
+        """DONE."""
+        self.send(_DONE.pack(len(body) + 10, DONE, corr, outcome, peak_kib) + body)
+
+    def send_leaving(self) -> None:
+        """LEAVING."""
+        self.send(_FRAME.pack(1, LEAVING))
 
     def _read(self) -> None:
         data = self._sock.recv(_CHUNK)
@@ -155,10 +183,7 @@ class LogStream(io.TextIOBase):
             self._emit(rest)
 
     def _emit(self, text: str) -> None:
-        data = text.encode("utf-8", "replace")
-        for at in range(0, len(data), _LOG_CHUNK):
-            part = data[at : at + _LOG_CHUNK]
-            self._channel.send(_LOG.pack(len(part) + 6, LOG, self.corr, self._number) + part)
+        self._channel.send_log(self.corr, self._number, text.encode("utf-8", "replace"))
 
 
 class HandlerMissing(Exception):
@@ -191,10 +216,8 @@ class Worker:
 
     def _enter(self, wanted: dict[str, Any]) -> None:
         os.environ.clear()
-        os.environ.update(wanted["environment"])
+        os.environ.update(environment(wanted, self._search_path, self._scratch))
         code_dir = self._search_path[0]
-        os.environ.update({"USER_CODE_ROOT": code_dir + "/", "PWD": code_dir, "HOME": self._scratch})
-        os.environ["PYTHONPATH"] = os.pathsep.join(self._search_path)
         self._context = dict(wanted["context"])
         os.chdir(code_dir)
         sys.path[:0] = self._search_path
@@ -225,11 +248,10 @@ class Worker:
         corr, request_id = _RUN.unpack_from(payload)
         out, err = self._streams
         out.corr = err.corr = corr
-        text = request_id.hex()
         context = dict(self._context)
-        context["request_id"] = f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        context["request_id"] = uuid_text(request_id)
         began = time.monotonic()
-        outcome, body = self._call(payload[20:], context)
+        outcome, body = self._call(payload[RUN_FIXED:], context)
         out.finish()
         err.finish()
         peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -254,6 +276,30 @@ class Worker:
         if len(body) > _REPLY_LIMIT:
             return REPLY_TOO_LARGE, f"the reply has {len(body)} bytes; the limit is {_REPLY_LIMIT}".encode()
         return OK, body
+
+
+def environment(wanted: dict[str, Any], search_path: list[str], scratch: str) -> dict[str, str]:
+    """What user code finds in its environment: LOAD's, with the places as they are in this worker."""
+    code_dir = search_path[0]
+    return {
+        **wanted["environment"],
+        "USER_CODE_ROOT": code_dir + "/",
+        "PWD": code_dir,
+        "HOME": scratch,
+        "PYTHONPATH": os.pathsep.join(search_path),
+    }
+
+
+def decode_run(payload: bytes) -> tuple[int, bytes, bytes]:
+    """RUN from its payload: corr, request id, event."""
+    corr, request_id = _RUN.unpack_from(payload)
+    return corr, request_id, payload[RUN_FIXED:]
+
+
+def uuid_text(request_id: bytes) -> str:
+    """Sixteen bytes as a UUID is written."""
+    text = request_id.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def _trace(exc: BaseException) -> str:
@@ -285,9 +331,7 @@ def serve(sock: socket.socket, search_path: list[str], scratch: str) -> None:
     kind, payload = channel.next()
     if kind != LOAD:
         os._exit(1)
-    ready = worker.load(json.loads(payload[4:]))
-    body = json.dumps(ready).encode()
-    channel.send(_FRAME.pack(len(body) + 5, READY) + _U32.pack(0) + body)
+    channel.send_ready(worker.load(json.loads(payload[4:])))
     while True:
         if not channel.has_next:
             channel.flush()

@@ -31,7 +31,7 @@ import typing  # noqa: F401
 import uuid  # noqa: F401
 from typing import Any, NoReturn
 
-from sandbox.runner import codecheck, kernel, rootfs, worker
+from sandbox.runner import codecheck, custom, kernel, rootfs, worker
 
 del sys.path[0]
 
@@ -150,11 +150,16 @@ def _be_worker(node: Node, fds: list[int]) -> NoReturn:
         sock = _descriptors(fds)
         sock.sendall(b"\0")  # its credentials tell the agent our pid outside
         wanted = _claim(sock)
-        _confine(node, wanted)
-        if wanted.get("check"):
-            reasons = codecheck.check(wanted["handler"], _search_path(wanted))
+        is_check, is_custom = bool(wanted.get("check")), bool(wanted.get("bootstrap"))
+        listener = custom.listen() if is_custom and not is_check else None
+        _confine(node, wanted, 0 if listener is None else listener.getsockname()[1])
+        if is_check:
+            path = _search_path(wanted)
+            reasons = codecheck.check_bootstrap(path[0]) if is_custom else codecheck.check(wanted["handler"], path)
             sock.sendall(json.dumps(reasons).encode())
             os._exit(0)
+        if listener is not None:
+            custom.serve(sock, listener, _search_path(wanted), wanted.get("scratch", "/tmp"))  # noqa: S108 - its own mount
         worker.serve(sock, _search_path(wanted), wanted.get("scratch", "/tmp"))  # noqa: S108 - its own mount
     except SystemExit as exc:
         _leave(exc.code)
@@ -205,8 +210,8 @@ def _descriptors(fds: list[int]) -> socket.socket:
     return socket.socket(fileno=3)
 
 
-def _confine(node: Node, wanted: dict[str, Any]) -> None:
-    """All layers, outermost first; after this nothing can be regained."""
+def _confine(node: Node, wanted: dict[str, Any], own_port: int) -> None:
+    """All layers, outermost first; after this nothing can be regained. `own_port` is where this worker itself listens, or 0."""
     if node.mode != "bare":
         quiet = kernel.MS_NOSUID | kernel.MS_NODEV
         kernel.mount("tmpfs", "/tmp", "tmpfs", quiet, f"size={node.tmp_mib}m,mode=1777")  # noqa: S108
@@ -227,7 +232,7 @@ def _confine(node: Node, wanted: dict[str, Any]) -> None:
         scratch = str(wanted["scratch"])
         readable = ["/usr", "/bin", "/lib", "/lib64", "/etc", "/dev", "/proc", "/sys/fs/cgroup", node.prefix]
         readable += [wanted["code_dir"], *([wanted["layers_dir"]] if wanted["layers_dir"] else [])]
-        kernel.landlock(readable, [scratch, "/dev/null"], network=False)
+        kernel.landlock(readable, [scratch, "/dev/null"], network=False, connect_to=own_port)
     else:
         kernel.landlock(["/"], ["/tmp", "/dev/shm", "/dev/null", "/dev/zero", "/dev/full"], network=True)  # noqa: S108
     if node.seccomp:

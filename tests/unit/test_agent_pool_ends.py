@@ -73,6 +73,20 @@ async def test_a_worker_that_dies_answers_its_call_and_the_next_gets_another(
     assert gateway.results[after].status == 200
 
 
+@pytest.mark.parametrize(("runtime", "status"), [("CustomRuntime", 200), ("Python3.10", 439)])
+async def test_a_bootstrap_that_ends_between_two_events_costs_no_call_and_only_a_custom_runtime_is_believed(
+    agent: FakeAgent, runtime: str, status: int
+) -> None:
+    gateway = agent.gateway()
+    corr = gateway.invoke(spec=dataclasses.replace(SPEC, runtime=runtime))
+    await until(lambda: agent.driver.begun)
+    echo_at_once(agent)
+    agent.driver.live[0].send(frame(Kind.LEAVING, b""))
+    agent.driver.live[0].die(WorkerExit("exit", 0, 50))
+    await until(lambda: corr in gateway.results)
+    assert gateway.results[corr].status == status
+
+
 async def test_a_call_over_its_time_is_killed_and_answered_433_when_the_worker_is_dead(agent: FakeAgent) -> None:
     agent.driver.slow_death = True
     gateway = agent.gateway()

@@ -89,6 +89,8 @@ async def test_a_leftover_that_never_ran_is_replaced(make_desk: Any) -> None:
         (["deploy", "{code}/absent", "--handler", "index.main_handler"], 1, "does not exist"),
         (["deploy", "{code}/index.py", "--handler", "index.main_handler"], 1, "not a zip file"),
         (["deploy", "{code}"], 2, "--handler"),
+        (["deploy", "{code}", "--runtime", "Python3.10"], 2, "--handler"),
+        (["deploy", "{code}", "--runtime", "CustomRuntime"], 1, "executable file bootstrap"),
         (["invoke", "absent"], 1, "does not exist"),
         (["invoke", "hello", "--payload", "{{bad"], 2, "not JSON"),
         (["invoke", "hello", "--payload", "@/no/such/file"], 2, "can't be read"),

@@ -15,6 +15,7 @@ import pytest
 from sandbox.agent.codecache import CodeCache
 from sandbox.packages import unpack
 from schemas.errors import BadPackage, PackageCorrupt, PlatformError, StoreUnavailable
+from tests.packages import zipped
 
 
 def package(name: str, size: int = 10) -> bytes:
@@ -62,6 +63,12 @@ async def started(folder: Path, store: Store, limit_bytes: int = 1_000_000) -> C
     cache = CodeCache(folder, store, limit_bytes=limit_bytes)
     await cache.start()
     return cache
+
+
+def test_a_bootstrap_can_be_started_whatever_its_zip_says_of_permissions(tmp_path: Path) -> None:
+    unpack(zipped(("bootstrap", b"#!/bin/sh\n"), ("lib/bootstrap", b"")), tmp_path / "out")
+    assert (tmp_path / "out" / "bootstrap").stat().st_mode & 0o777 == 0o555
+    assert (tmp_path / "out" / "lib" / "bootstrap").stat().st_mode & 0o777 == 0o444
 
 
 def test_unpacked_files_are_read_only_and_only_scripts_can_be_run(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
-from sandbox.runner.codecheck import check
+from sandbox.runner.codecheck import check, check_bootstrap
 
 HANDLER = "def main_handler(event, context):\n    pass\n"
 
@@ -45,3 +48,36 @@ def test_the_file_of_a_handler_in_a_folder_must_be_in_the_package(search_path: l
     Path(search_path[1], "deep").mkdir()
     Path(search_path[1], "deep", "index.py").write_text(HANDLER)
     assert check("deep/index.main_handler", search_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "has no file bootstrap at its top"),
+        (b"#!/bin/sh\r\necho\r\n", "CRLF"),
+        (b"#!/no/such/thing -x\n", "'/no/such/thing' as its interpreter"),
+        (b"#!\n", "does not exist here"),
+        (b"", "neither with #!"),
+        (b"MZ\x90", "neither with #!"),
+        (b"\x7fELF\x02\x02\x01" + bytes(11) + b"\x00\x16" + bytes(44), "another kind of processor"),
+        (b"#! /bin/sh -e\n", ""),
+        (b"#!/bin/sh", ""),
+    ],
+)
+def test_a_bootstrap_that_could_not_be_started_is_told_with_the_reason(
+    search_path: list[str], content: bytes | None, says: str
+) -> None:
+    if content is not None:
+        file = Path(search_path[0], "bootstrap")
+        file.write_bytes(content)
+        file.chmod(0o555)
+    found = check_bootstrap(search_path[0])
+    assert bool(found) == bool(says)
+    for code, message in found:
+        assert code == "InvalidParameterValue.Code"
+        assert says in message
+
+
+def test_this_machines_own_programs_pass(search_path: list[str]) -> None:
+    shutil.copy(os.path.realpath(sys.executable), Path(search_path[0], "bootstrap"))
+    assert check_bootstrap(search_path[0]) == []
