@@ -28,6 +28,8 @@ log = get_logger("sandbox.worker")
 READ_BYTES: Final = 256 * 1024
 PIPE_BYTES: Final = 64 * 1024
 PIPE_READS: Final = 32
+FIRST_LOOKS: Final = 32
+"""Ends of calls at which the pipes of a worker are looked at though nothing came from them yet: two system calls each."""
 EARLY_BYTES: Final = 64 * 1024
 EOF_GRACE_S: Final = 0.2
 """How long a worker that closed its socket may take to be gone, before it is killed: its own exit code says more than our kill."""
@@ -63,6 +65,7 @@ class WorkerLink:
         "_early",
         "_early_bytes",
         "_eof",
+        "_looks",
         "_loop",
         "_out",
         "_partial",
@@ -116,6 +119,7 @@ class WorkerLink:
         """It said that it ends between two events: none of `calls` has begun."""
         self.native = False
         """It has written to its pipes before: look at them before each end of a call."""
+        self._looks = FIRST_LOOKS
         self._loop = asyncio.get_running_loop()
         self._splitter = Splitter()
         self._out: list[bytes] = []
@@ -277,7 +281,8 @@ class WorkerLink:
             else:
                 raise WireError(f"unexpected frame of kind {kind}")
         if done:
-            if self.native:
+            if self.native or self._looks > 0:
+                self._looks -= 1
                 self._drain_pipes(now)
             self.owner.finished(self, done, now)
 

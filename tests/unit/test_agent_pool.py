@@ -124,6 +124,18 @@ async def test_native_output_belongs_to_the_call_that_ran_also_without_a_line_en
     assert len(agent.lines(second)) == 3
 
 
+async def test_native_output_stands_in_its_call_also_when_the_end_is_heard_of_first(agent: FakeAgent) -> None:
+    gateway = agent.gateway()
+    corr = gateway.invoke()
+    await until(lambda: agent.driver.begun)
+    played = agent.driver.live[0]
+    asyncio.get_running_loop().remove_reader(played.stdout_fd)  # as when both are ready at once and the socket is first
+    os.write(played.stdout, b"from C\n")
+    played.finish()
+    await until(lambda: corr in gateway.results)
+    assert agent.lines(corr)[1:-2] == ["from C"]
+
+
 async def test_what_is_printed_at_import_stands_in_the_first_calls_log(agent: FakeAgent) -> None:
     def load(played: FakeWorker) -> None:
         played.say("importing", sequence=0)
