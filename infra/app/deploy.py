@@ -249,7 +249,7 @@ def handler_of(args: argparse.Namespace) -> str:
         return handler
     if args.runtime != CUSTOM_RUNTIME:
         raise UsageProblem(
-            "--handler is needed, e.g. --handler index.main_handler; only --runtime CustomRuntime goes without"
+            "--handler is needed, e.g. --handler index.main_handler; only --runtime CustomRuntime goes without (see penstock deploy --help)"
         )
     return ""
 
