@@ -23,6 +23,7 @@ from schemas import avro
 from schemas.errors import BrokerUnavailable, DependencyError, PenstockError, WireError
 from schemas.records import StatusReason, StepCommand, StepResult
 from schemas.topics import STEP_RESULTS, STEP_TOPICS
+from schemas.tracker import CommitTracker
 
 _LOG = logging.getLogger("infra.steps")
 _REMEMBERED = 1_000
@@ -65,8 +66,7 @@ class StepLoop:
         self._results: OrderedDict[str, _Answer] = OrderedDict()
         self._queue: asyncio.Queue[tuple[int, Record]] = asyncio.Queue()
         self._epochs: dict[int, int] = {}
-        self._under_way: dict[int, dict[int, bool]] = {}
-        """By partition, offset → is done, of all that is not committed yet."""
+        self._trackers: dict[int, CommitTracker] = {}
         self._newest: dict[bytes | None, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._held = False
@@ -106,7 +106,7 @@ class StepLoop:
                     self._consumer.release()
                 if self._epochs.get(record.partition) == epoch:
                     await self._slots.acquire()
-                    self._under_way.setdefault(record.partition, {})[record.offset] = False
+                    self._trackers[record.partition].deliver(record.offset)
                     turn = self._in_turn(epoch, record, self._newest.get(record.key))
                     self._newest[record.key] = tasks.create_task(turn)
 
@@ -124,16 +124,11 @@ class StepLoop:
 
     def _commit(self, epoch: int, record: Record) -> None:
         """Up to the first step that is still under way."""
-        done = self._under_way[record.partition]
-        done[record.offset] = True
-        finished = None
-        for offset in list(done):
-            if not done[offset]:
-                break
-            finished = offset
-            del done[offset]
-        if finished is not None:
-            self._consumer.commit({record.partition: Mark(epoch, finished + 1, str(epoch))})
+        tracker = self._trackers[record.partition]
+        before = tracker.committable
+        tracker.finish(record.offset)
+        if tracker.committable > before:
+            self._consumer.commit({record.partition: Mark(epoch, tracker.committable, str(epoch))})
 
     async def _step(self, record: Record) -> None:
         try:
@@ -191,6 +186,7 @@ class StepLoop:
     def assigned(self, partitions: dict[int, Assigned]) -> None:
         """Steps of these partitions are ours."""
         self._epochs |= {p: a.epoch for p, a in partitions.items()}
+        self._trackers |= {p: CommitTracker(a.offset) for p, a in partitions.items()}
 
     def records(self, batch: list[Record]) -> None:
         """Queue steps; hold the consumer when many wait."""
@@ -209,7 +205,7 @@ class StepLoop:
         """As `revoking`, with nothing to commit."""
         for partition in partitions:
             self._epochs.pop(partition, None)
-            self._under_way.pop(partition, None)
+            self._trackers.pop(partition, None)
 
     def failed(self, error: PenstockError) -> None:
         """Trouble with the broker: the consumer goes on by itself, or has ended."""

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections import deque
 from collections.abc import Callable
@@ -19,7 +18,6 @@ from router.functions import Resolver
 from router.placement import HostView, place
 from router.waiting import WAIT_S, Waiter, WaitingRoom
 from schemas.concurrency import LimitRecord
-from schemas.errors import DeadlineExceeded
 from schemas.frames import Flow, Result, Spec
 from schemas.ids import FunctionKey
 from schemas.runstatus import RunStatus
@@ -90,23 +88,6 @@ class Dispatcher:
             self._send(call)
         else:
             self._wait_or_refuse(function, count, call, done, waits=waits)
-
-    async def invoke(
-        self, function: FunctionKey, qualifier: str, event: bytes, *, flags: int = 0, timeout_s: float
-    ) -> Result:
-        """`submit` for a caller that awaits; raises DeadlineExceeded after `timeout_s`."""
-        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-
-        def done(result: Result) -> None:
-            if not answer.done():
-                answer.set_result(result)
-
-        self.submit(function, qualifier, event, flow=None, attempt=1, flags=flags, done=done)
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await answer
-        except TimeoutError as exc:
-            raise DeadlineExceeded(f"no result within {timeout_s:g} s") from exc
 
     def split(self, function: FunctionKey, qualifier: str) -> Split | None:
         """How calls by this qualifier divide between versions now; None when all of them go to one."""

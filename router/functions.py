@@ -9,7 +9,7 @@ from typing import Final, Protocol, TypeVar
 from router.aliases import Split, alias_named, chosen, split_of
 from schemas.frames import Spec
 from schemas.ids import DEFAULT_ALIAS, LATEST, FunctionKey
-from schemas.lifecycle import FunctionStatus
+from schemas.lifecycle import GOING
 from schemas.records import AliasRecord, FunctionConfig, FunctionRecord, VersionRecord
 from schemas.runstatus import RunStatus
 from schemas.specs import spec_of_config
@@ -92,7 +92,7 @@ class Resolver:
             if spec is None:
                 said = f"function {key.namespace}/{key.name} has no version or alias {qualifier!r}"
                 return RunStatus.NO_QUALIFIER, said
-        if spec is None or record.status in (FunctionStatus.DELETING, FunctionStatus.DELETE_FAILED):
+        if spec is None or record.status in GOING:
             return RunStatus.FUNCTION_STATE, f"function {key.namespace}/{key.name} is {record.status}, not Active"
         return spec
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 
 class FunctionStatus(StrEnum):
@@ -15,6 +16,10 @@ class FunctionStatus(StrEnum):
     UPDATE_FAILED = "UpdateFailed"
     DELETING = "Deleting"
     DELETE_FAILED = "DeleteFailed"
+
+
+GOING: Final = (FunctionStatus.DELETING, FunctionStatus.DELETE_FAILED)
+"""Of a function that is not to be used any more."""
 
 
 class FunctionMove(StrEnum):

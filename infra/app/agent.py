@@ -134,10 +134,7 @@ async def _follow(cluster: Cluster, provisions: Provisions) -> None:
         try:
             await tables.start()
             for name, changed in fed.items():
-                view = tables.view(name)
-                view.subscribe(changed)
-                for key, row in list(view.items().items()):
-                    changed(key, row)
+                tables.view(name).follow(changed)
             await provisions.run()
         except PenstockError as exc:
             log.warning("provisions can't be followed", reason=str(exc))

@@ -236,9 +236,9 @@ def check_package(package: bytes, handler: str, runtime: str | None) -> None:
     """What can be seen before anything is sent. Raises BadPackage."""
     if runtime == CUSTOM_RUNTIME:
         check_bootstrap(package)
-    elif (
-        runtime is not None or "bootstrap" not in check_zip(package).files
-    ):  # else the function that is there may be a custom one
+        return
+    may_be_custom = runtime is None and "bootstrap" in check_zip(package).files  # the function that is there may be one
+    if not may_be_custom:
         check_handler(package, handler)
 
 

@@ -96,13 +96,9 @@ class Gateway:
             dispatcher = Dispatcher(resolver, self._counts, self._agents)
             self._dispatcher = dispatcher
             limits = view(topics.LIMITS)
-            limits.subscribe(dispatcher.limit_changed)
-            for key, limit in list(limits.items().items()):
-                dispatcher.limit_changed(key, limit)
+            limits.follow(dispatcher.limit_changed)
             members = view(topics.MEMBERS)
-            members.subscribe(self._agents.member_changed)
-            for key, member in list(members.items().items()):
-                self._agents.member_changed(key, member)
+            members.follow(self._agents.member_changed)
             stack.callback(self._agents.close)
             address = store_address(settings)
             store = ObjectStore(

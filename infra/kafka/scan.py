@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
@@ -18,6 +18,9 @@ from schemas.errors import BrokerUnavailable
 _WAITING = 64
 _BATCH = 200
 _POLL_S = 0.05
+NEWEST: Final = 20_000
+_NEWEST_S = 5.0
+_NEWEST_BYTES = 64 * 1024 * 1024
 
 
 class ScanEnd(NamedTuple):
@@ -25,6 +28,18 @@ class ScanEnd(NamedTuple):
 
     next_offset: int
     at_end: bool
+
+
+class Bounds(Protocol):
+    """Where partitions begin and end (infra.kafka.admin.Admin)."""
+
+    async def start_offsets(self, topic: str) -> dict[int, int]:
+        """First kept offset by partition."""
+        ...
+
+    async def end_offsets(self, topic: str) -> dict[int, int]:
+        """Offset of the next record by partition."""
+        ...
 
 
 class Scanner:
@@ -75,6 +90,16 @@ class Scanner:
             raise BrokerUnavailable(f"Kafka: scan of {topic}[{partition}] waits too long") from exc
         finally:
             self._waiting -= 1
+
+    async def newest(
+        self, admin: Bounds, topic: str, visit: Callable[[Record], bool], *, only: int | None = None
+    ) -> None:
+        """Visit the newest records of each partition, at most `NEWEST` of them, or of one partition only; as `scan`, bounded and raising like it."""
+        starts, ends = await asyncio.gather(admin.start_offsets(topic), admin.end_offsets(topic))
+        for partition, end in ends.items():
+            first = max(starts.get(partition, 0), end - NEWEST)
+            if first < end and only in (None, partition):
+                await self.scan(topic, partition, first, visit, max_bytes=_NEWEST_BYTES, timeout_s=_NEWEST_S)
 
     async def close(self) -> None:
         """End the threads and close the consumers."""

@@ -46,6 +46,12 @@ class TableView(Generic[T]):
         """Have `callback(key, value or None)` called for each change from now on."""
         self._subscribers.append(callback)
 
+    def follow(self, callback: Callable[[str, T | None], None]) -> None:
+        """`subscribe`, and first tell it of every key that there is."""
+        self.subscribe(callback)
+        for key, value in list(self._items.items()):
+            callback(key, value)
+
     async def wait(self, key: str, predicate: Callable[[T | None], bool], timeout_s: float) -> T | None:
         """The value once `predicate` holds for it; raises DeadlineExceeded."""
         if not predicate(self.get(key)):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from ingest.api.describe import Concurrency
 from ingest.api.fields import param
@@ -16,12 +16,11 @@ from ingest.api.services import Call, Services, new_command_id
 from schemas.concurrency import TOTAL, LimitRecord, ProvisionRecord, limit_key
 from schemas.errors import BadRequest
 from schemas.ids import FunctionKey
-from schemas.lifecycle import FunctionStatus
+from schemas.lifecycle import GOING
 from schemas.limits import TENANT_CONCURRENCY_MIB, UNRESERVED_MIB
 from schemas.tenants import TenantCommand
 
 Answer = Mapping[str, Any]
-GOING: Final = (FunctionStatus.DELETING, FunctionStatus.DELETE_FAILED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,15 +19,15 @@ from ingest.api.fields import param
 from ingest.api.params import function_name, namespace, qualifier
 from ingest.api.routing import check_routing_key, version_for
 from ingest.api.services import Call, Services
+from ingest.once import run_once
 from schemas.errors import BadRequest, DeadlineExceeded
 from schemas.frames import WANT_LOG_TAIL, Result
 from schemas.ids import DEFAULT_ALIAS, LATEST, FunctionKey
-from schemas.lifecycle import FunctionStatus
+from schemas.lifecycle import GOING
 from schemas.limits import ASYNC_EVENT_BYTES, ROUTING_KEY_BYTES, SYNC_EVENT_BYTES
 from schemas.runstatus import RunStatus
 
 Answer = Mapping[str, Any]
-_GONE: Final = (FunctionStatus.DELETING, FunctionStatus.DELETE_FAILED)
 LIMIT_S: Final = 1_800.0
 """A run that the router has not ended after this long (its own limits are below) is given up."""
 
@@ -115,7 +115,7 @@ def _runnable(services: Services, call: Call, request: Invoke | InvokeFunction) 
     key = call.function(request.namespace, request.function_name)
     record = services.function(key)
     version = version_for(services, key, request.qualifier, check_routing_key(request.routing_key))
-    if record.serving is None or record.status in _GONE:
+    if record.serving is None or record.status in GOING:
         raise BadRequest("FailedOperation.FunctionStatusError", f"function {key.name!r} is {record.status}, not Active")
     return key, LATEST if version is None else version.version
 
@@ -123,25 +123,10 @@ def _runnable(services: Services, call: Call, request: Invoke | InvokeFunction) 
 async def _run(services: Services, call: Call, request: Invoke | InvokeFunction, event: bytes) -> Answer:
     key, version = _runnable(services, call, request)
     request_id = uuid4()
-    answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-
-    def done(result: Result) -> None:
-        if not answer.done():
-            answer.set_result(result)
-
-    services.invoker.submit(
-        key,
-        version,
-        event,
-        flow=None,
-        attempt=1,
-        flags=WANT_LOG_TAIL if request.log_type == "Tail" else 0,
-        done=done,
-        request_id=request_id.bytes,
-    )
+    flags = WANT_LOG_TAIL if request.log_type == "Tail" else 0
     try:
         async with asyncio.timeout(LIMIT_S):
-            result = await answer
+            result = await run_once(services.invoker, key, version, event, request_id=request_id, flags=flags)
     except TimeoutError as exc:
         raise DeadlineExceeded(f"the run did not end within {LIMIT_S:g} s") from exc
     return {"Result": describe_result(result, request_id)}

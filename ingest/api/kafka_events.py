@@ -18,10 +18,6 @@ from schemas.errors import BrokerUnavailable, UserError, WireError
 from schemas.events import AsyncEvent, EventState, EventStatus, Termination
 from schemas.ids import FunctionKey
 
-RECORDS: Final = 20_000
-"""Of each partition, at most; compaction leaves one of an event."""
-SCAN_S: Final = 5.0
-SCAN_BYTES: Final = 64 * 1024 * 1024
 SEND_S: Final = 5.0
 ERROR_BYTES: Final = 8 * 1024
 
@@ -131,13 +127,5 @@ class KafkaEvents:
         return list((await self._scan(_Newest(f"{key}/", request_id), partition_of(str(key)))).values())
 
     async def _scan(self, newest: _Newest, only: int | None) -> dict[str, EventStatus]:
-        starts, ends = await asyncio.gather(
-            self._admin.start_offsets(topics.EVENTS_STATUS), self._admin.end_offsets(topics.EVENTS_STATUS)
-        )
-        for partition, end in ends.items():
-            first = max(starts.get(partition, 0), end - RECORDS)
-            if first < end and only in (None, partition):
-                await self._scanner.scan(
-                    topics.EVENTS_STATUS, partition, first, newest.visit, max_bytes=SCAN_BYTES, timeout_s=SCAN_S
-                )
+        await self._scanner.newest(self._admin, topics.EVENTS_STATUS, newest.visit, only=only)
         return newest.found

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
-from typing import Final
 
 from infra.kafka.admin import Admin
 from infra.kafka.consumer import Record
@@ -13,11 +11,6 @@ from infra.telemetry import get_logger
 from schemas import avro, topics
 from schemas.errors import WireError
 from schemas.records import WorkflowRecord
-
-RECORDS: Final = 20_000
-"""Of each partition, at most: a create writes six, and compaction leaves one."""
-SCAN_S: Final = 5.0
-SCAN_BYTES: Final = 64 * 1024 * 1024
 
 log = get_logger("ingest.api.workflows")
 
@@ -53,14 +46,6 @@ class KafkaWorkflows:
 
     async def of(self, appid: str, saga_id: str = "") -> list[WorkflowRecord]:
         """See the port. Raises BrokerUnavailable."""
-        starts, ends = await asyncio.gather(
-            self._admin.start_offsets(topics.HISTORY), self._admin.end_offsets(topics.HISTORY)
-        )
         newest = Newest(appid, saga_id)
-        for partition, end in ends.items():
-            first = max(starts.get(partition, 0), end - RECORDS)
-            if first < end:
-                await self._scanner.scan(
-                    topics.HISTORY, partition, first, newest.visit, max_bytes=SCAN_BYTES, timeout_s=SCAN_S
-                )
+        await self._scanner.newest(self._admin, topics.HISTORY, newest.visit)
         return list(newest.found.values())

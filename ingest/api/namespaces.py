@@ -15,7 +15,7 @@ from ingest.api.params import description, limit, must, offset, order
 from ingest.api.services import Call, Services, new_command_id
 from schemas.errors import BadRequest
 from schemas.ids import DEFAULT_NAMESPACE, is_namespace
-from schemas.lifecycle import FunctionStatus
+from schemas.lifecycle import GOING
 from schemas.limits import NAMESPACES_PER_TENANT
 from schemas.tenants import NamespaceRecord, TenantCommand
 
@@ -25,7 +25,6 @@ _SEARCHED: Final[Mapping[str, Callable[[NamespaceRecord], str]]] = {
     "Namespace": lambda n: n.name,
     "Description": lambda n: n.description,
 }
-_GOING: Final = (FunctionStatus.DELETING, FunctionStatus.DELETE_FAILED)
 
 
 def _name() -> Any:
@@ -112,7 +111,7 @@ async def delete_namespace(services: Services, call: Call, request: DeleteNamesp
         raise BadRequest("InvalidParameterValue.DefaultNamespace", f"namespace {DEFAULT_NAMESPACE} can't be deleted")
     existing = _existing(services, call, request.namespace)
     scope = f"{call.caller.appid}/{request.namespace}"
-    left = [f.name for f in services.functions.within(scope) if f.status not in _GOING]
+    left = [f.name for f in services.functions.within(scope) if f.status not in GOING]
     if left:
         raise BadRequest(
             "ResourceInUse.Namespace",

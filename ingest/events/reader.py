@@ -20,11 +20,11 @@ from infra.telemetry import get_logger
 from ingest.events.queues import Item
 from ingest.lanes import marks
 from ingest.lanes.engine import Source
-from ingest.lanes.tracker import CommitTracker
 from schemas import avro
 from schemas.errors import BrokerUnavailable, PenstockError, WireError
 from schemas.events import AsyncEvent
 from schemas.ids import FunctionKey
+from schemas.tracker import CommitTracker
 
 _LOG = get_logger("ingest.events")
 HELD: Final = 5_000

@@ -13,6 +13,7 @@ from ingest.api.ports import Invoker
 from ingest.events import decide
 from ingest.events.decide import Decision, Fate
 from ingest.events.queues import Item, Queues
+from ingest.once import run_once
 from schemas.errors import BrokerUnavailable
 from schemas.events import AsyncEvent, EventState, EventStatus
 from schemas.frames import Result
@@ -152,7 +153,15 @@ class Runner:
             decision = decide.before(event, self._policy(event.key), unix_ms(), is_terminated=gone)
             if decision is not None:
                 return decision, None
-            result = await self._once(event)
+            result = await run_once(
+                self._invoker,
+                event.key,
+                event.version,
+                event.event,
+                request_id=UUID(event.request_id),
+                attempt=event.failures + 1,
+                waits=True,
+            )
             decision = decide.after(
                 event,
                 result.status,
@@ -166,26 +175,6 @@ class Runner:
                 return decision, result
             quick += 1
             await self._rest(event.request_id, decision.delay_ms / 1000)
-
-    async def _once(self, event: AsyncEvent) -> Result:
-        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-
-        def done(result: Result) -> None:
-            if not answer.done():
-                answer.set_result(result)
-
-        self._invoker.submit(
-            event.key,
-            event.version,
-            event.event,
-            flow=None,
-            attempt=event.failures + 1,
-            flags=0,
-            done=done,
-            request_id=UUID(event.request_id).bytes,
-            waits=True,
-        )
-        return await answer
 
     async def _rest(self, request_id: str, seconds: float) -> None:
         try:

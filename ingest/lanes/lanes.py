@@ -32,8 +32,8 @@ from typing import TYPE_CHECKING, Final
 
 from ingest.lanes.policy import WAITING_FOR, LanePolicy, Ordering, retry_delay_ms, wait_delay_ms
 from ingest.lanes.run import Lane, Owned, Run, Trouble, weight
-from ingest.lanes.tracker import CommitTracker
 from schemas.runstatus import RunStatus
+from schemas.tracker import CommitTracker
 
 if TYPE_CHECKING:
     from infra.kafka.consumer import Record

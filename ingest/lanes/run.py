@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from ingest.lanes.tracker import CommitTracker
+from schemas.tracker import CommitTracker
 
 if TYPE_CHECKING:
     from infra.kafka.consumer import Record

@@ -8,9 +8,9 @@ from __future__ import annotations
 from sandbox.agent.bundle import Bundle, take_in
 from sandbox.agent.codecache import CodeCache
 from sandbox.agent.nodes import Nodes
-from schemas.frames import Spec
 from schemas.ids import FunctionKey
-from schemas.records import FunctionConfig, StatusReason, StepCommand
+from schemas.records import StatusReason, StepCommand
+from schemas.specs import spec_of_config
 
 
 class CodeModule:
@@ -37,7 +37,10 @@ class CodeModule:
                 return (reason,)
             if step.operation == "store":
                 return ()
-            spec = _spec(FunctionKey.parse(step.key), step.config)
+            key = FunctionKey.parse(step.key)
+            spec = spec_of_config(
+                step.config, appid=key.appid, uin="", namespace=key.namespace, function=key.name, region=""
+            )
             node = await self._nodes.hold(spec.appid)
             try:
                 layers = [bundle.path(sha256) for sha256 in spec.layers]
@@ -46,22 +49,3 @@ class CodeModule:
                 node.release()
         finally:
             bundle.release()
-
-
-def _spec(key: FunctionKey, config: FunctionConfig) -> Spec:
-    return Spec(
-        appid=key.appid,
-        uin="",
-        namespace=key.namespace,
-        function=key.name,
-        version=config.version,
-        code_sha256=config.code_sha256,
-        handler=config.handler,
-        runtime=config.runtime,
-        memory_mib=config.memory_mib,
-        timeout_s=config.timeout_s,
-        init_timeout_s=config.init_timeout_s,
-        region="",
-        environment=config.environment,
-        layers=tuple(ref.sha256 for ref in config.layers),
-    )

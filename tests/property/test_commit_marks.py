@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ingest.lanes import marks
-from ingest.lanes.tracker import CommitTracker
+from schemas.tracker import CommitTracker
 
 EPOCHS = st.integers(0, 2**63 - 1)
 OFFSETS = st.integers(0, 2**40)
